@@ -1,0 +1,134 @@
+"""What the API says of an account. These models are the API's documentation."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from functions.provisioning.states import ProvisioningState
+
+MICROS_PER_DOLLAR = 1_000_000
+
+Status = Literal["pending", "active", "failed", "disabled", "revoked"]
+
+
+class Key(BaseModel):
+    """An OpenRouter key, without its secret."""
+
+    hash: str = Field(description="OpenRouter's name for the key: SHA-256 of the secret.")
+    name: str
+    label: str | None = Field(description="OpenRouter's preview of the secret.")
+    limit_micros: int | None = Field(description="Lifetime spend limit in micro-dollars; null: no limit.")
+    status: Literal["active", "disabled", "deleted"]
+    created_at: datetime
+
+
+class Balance(BaseModel):
+    """What the caller may spend."""
+
+    plan: str
+    available_micros: int = Field(description="Spendable now, in micro-dollars.")
+    held_micros: int = Field(description="Kept for calls that are under way.")
+    debt_micros: int = Field(description="Owed: what calls cost beyond what there was.")
+    credits: Decimal = Field(description="available_micros in credits.")
+    is_uncapped: bool = Field(description="Whether the plan bills afterwards instead of spending credits.")
+    period_ends_at: datetime | None
+
+
+class Me(BaseModel):
+    """The caller: who they are, what they may spend, and where their key stands."""
+
+    user_id: UUID
+    email: str | None
+    full_name: str | None
+    created_at: datetime | None
+    status: Status = Field(description="Where the key stands.")
+    balance: Balance | None = Field(description="Null until the welcome credits were granted.")
+    key: Key | None
+
+
+class MyKey(BaseModel):
+    """The caller's key. `secret` is null where it is shown only once and was shown before."""
+
+    status: Status
+    key: Key | None
+    secret: str | None
+
+
+class LegacyBalance(BaseModel):
+    """The balance in the form that older clients know."""
+
+    credits_remaining: Decimal
+    credits_allocated: Decimal
+    tier: str
+    last_reset: datetime
+    created_at: datetime
+    updated_at: datetime
+
+
+def status_of(account: dict[str, Any]) -> Status:
+    """Where the key stands, in the word that people see."""
+    if account["key"] is not None:
+        # Also while its limit is being changed: it works.
+        return "disabled" if account["key"]["status"] == "disabled" else "active"
+    match ProvisioningState(account["provisioning"]["state"]):
+        case ProvisioningState.DEAD:
+            return "failed"
+        case ProvisioningState.GONE:
+            return "revoked"
+        case _:
+            return "pending"
+
+
+def balance_of(account: dict[str, Any]) -> Balance | None:
+    """The balance of an account; None: there is none yet."""
+    purse = account["credits"]
+    if purse is None:
+        return None
+    return Balance(
+        plan=purse["plan_id"],
+        available_micros=purse["available_micros"],
+        held_micros=purse["held_micros"],
+        debt_micros=purse["debt_micros"],
+        credits=in_credits(purse["available_micros"], purse["micros_per_credit"]),
+        is_uncapped=purse["is_uncapped"],
+        period_ends_at=purse["period_ends_at"],
+    )
+
+
+def legacy_balance_of(account: dict[str, Any]) -> LegacyBalance | None:
+    """The balance for older clients; None: there is none yet."""
+    purse = account["credits"]
+    if purse is None:
+        return None
+    return LegacyBalance(
+        credits_remaining=in_credits(purse["available_micros"], purse["micros_per_credit"]),
+        credits_allocated=in_credits(purse["granted_micros"], purse["micros_per_credit"]),
+        tier=purse["plan_id"],
+        last_reset=purse["period_started_at"] or purse["created_at"],
+        created_at=purse["created_at"],
+        updated_at=purse["updated_at"],
+    )
+
+
+def me_of(account: dict[str, Any]) -> Me:
+    """Everything about the caller."""
+    return Me(
+        user_id=account["user_id"],
+        email=account["email"],
+        full_name=account["full_name"],
+        created_at=account["created_at"],
+        status=status_of(account),
+        balance=balance_of(account),
+        key=None if account["key"] is None else Key.model_validate(account["key"]),
+    )
+
+
+def in_credits(micros: int, micros_per_credit: int) -> Decimal:
+    """Micro-dollars as credits, exact, without trailing zeros."""
+    amount = Decimal(micros) / Decimal(micros_per_credit)
+    return amount.quantize(Decimal(1)) if amount == amount.to_integral_value() else amount.normalize()

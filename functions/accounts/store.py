@@ -1,0 +1,35 @@
+"""The whole SQL vocabulary of what a person may see of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from functions.clients.supabase import Rpc, Supabase
+from functions.web.sessions import Session
+
+GET_MY_ACCOUNT = Rpc("get_my_account", (), "authenticated")
+REVEAL_KEY = Rpc("reveal_key", ("user_id", "request_id"), "service_role")
+
+
+@dataclass(frozen=True, repr=False)
+class SealedKey:
+    """The sealed secret of a live key; None: it was shown before, and is shown only once."""
+
+    key_hash: str
+    sealed_secret: str | None
+
+
+async def get_my_account(database: Supabase, session: Session) -> dict[str, Any] | None:
+    """Profile, credits, key and provisioning of the caller, under their own token; None: not served here."""
+    account: dict[str, Any] | None = await database.call(GET_MY_ACCOUNT, {}, user_token=session.token)
+    return account
+
+
+async def reveal_key(database: Supabase, user_id: UUID, *, request_id: str) -> SealedKey | None:
+    """The sealed secret of the user's key, noted as shown; None: no key."""
+    rows = await database.call(REVEAL_KEY, {"user_id": str(user_id), "request_id": request_id})
+    if not rows:
+        return None
+    return SealedKey(rows[0]["revealed_key_hash"], rows[0]["sealed_secret"])

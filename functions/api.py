@@ -1,0 +1,233 @@
+"""Lambda: a signed-in user asked; and the signup door.
+
+A person's own data is read with the person's own token, under row level security: a mistake here can't show them
+somebody else's. See docs/decisions/0004.
+"""
+
+import asyncio
+import hmac
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from mangum import Mangum
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from functions.accounts import answers
+from functions.accounts.store import get_my_account, reveal_key
+from functions.clients.outside import Clients, build_clients
+from functions.health.checks import Check, check_all
+from functions.kit.errors import (
+    BodyTooLarge,
+    DoorkeyError,
+    MethodNotAllowed,
+    OperatorTokenRejected,
+    ProfileNotFound,
+    RequestInvalid,
+    RouteNotFound,
+)
+from functions.kit.observability import start_logging
+from functions.kit.sealing import Sealer
+from functions.kit.settings import Settings
+from functions.web.conventions import PROBLEM_TYPE, REQUEST_ID_HEADER, Conventions, problem_response
+from functions.web.events import Event, NotARequest, choose_request_id, read_request, refuse
+from functions.web.routes import LEGACY_BALANCE
+from functions.web.sessions import Session, Sessions
+
+MAX_SIGNUP_BODY_BYTES = 64 * 1024
+# What Auth is told of the caller's page, besides the body.
+SIGNUP_HEADERS = ("x-client-info", "x-supabase-api-version", "user-agent")
+PENDING_RETRY_SECONDS = 2
+
+T = TypeVar("T")
+
+
+class Alive(BaseModel):
+    """The function runs."""
+
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    """Every dependency, checked just now."""
+
+    status: Literal["ok", "warning", "broken"]
+    checks: list[Check]
+
+
+def build(settings: Settings, clients: Clients) -> FastAPI:
+    """The application for these settings; tests pass their own clients."""
+    sealer = Sealer(settings.sealing_keys)
+    jwt_secret = settings.supabase_jwt_secret
+    sessions = Sessions(
+        issuer=f"{settings.supabase_url}/auth/v1",
+        fetch_jwks=clients.supabase.fetch_jwks,
+        hs256_secret=jwt_secret.get_secret_value() if jwt_secret else None,
+    )
+    app = FastAPI(
+        title="doorkey",
+        version="1",
+        description="Profile, credits and OpenRouter key of the signed-in user.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    _add_conventions(app, settings)
+
+    async def current_session(request: Request) -> Session:
+        return await sessions.verify(request.headers.get("authorization"))
+
+    async def own_account(session: Annotated[Session, Depends(current_session)]) -> dict[str, Any]:
+        account = await get_my_account(clients.supabase, session)
+        if account is None:
+            raise ProfileNotFound(str(session.user_id))
+        return account
+
+    Account = Annotated[dict[str, Any], Depends(own_account)]  # noqa: N806  a type, used only here
+
+    @app.get("/v1/me", summary="Who I am, what I may spend, and where my key stands")
+    async def me(account: Account) -> answers.Me:
+        return answers.me_of(account)
+
+    @app.get(
+        "/v1/me/key",
+        summary="My OpenRouter key and its secret",
+        responses={202: {"model": answers.MyKey, "description": "The key is not there yet."}},
+    )
+    async def my_key(
+        account: Account,
+        session: Annotated[Session, Depends(current_session)],
+        request: Request,
+        response: Response,
+    ) -> answers.MyKey:
+        status = answers.status_of(account)
+        if account["key"] is None:
+            response.status_code = 202
+            response.headers["retry-after"] = str(PENDING_RETRY_SECONDS)
+            return answers.MyKey(status=status, key=None, secret=None)
+        sealed = await reveal_key(clients.supabase, session.user_id, request_id=request.state.request_id)
+        secret = None
+        if sealed is not None and sealed.sealed_secret is not None:
+            secret = sealer.open(sealed.sealed_secret, user_id=session.user_id, key_hash=sealed.key_hash)
+        return answers.MyKey(status=status, key=answers.Key.model_validate(account["key"]), secret=secret)
+
+    @app.get("/v1/credits/balance", summary="What I may spend")
+    async def balance(account: Account) -> answers.Balance:
+        return _there(answers.balance_of(account))
+
+    @app.get(LEGACY_BALANCE, summary="What I may spend, for older clients")
+    async def legacy_balance(account: Account) -> answers.LegacyBalance:
+        return _there(answers.legacy_balance_of(account))
+
+    @app.post("/v1/auth/signup", summary="Sign up: passed on to Supabase Auth, whose answer comes back unchanged")
+    async def sign_up(request: Request) -> Response:
+        body = await request.body()
+        if len(body) > MAX_SIGNUP_BODY_BYTES:
+            raise BodyTooLarge(f"{len(body)} bytes")
+        answer = await clients.supabase.sign_up(
+            body,
+            request.url.query,
+            request.client.host if request.client else None,
+            {name: value for name, value in request.headers.items() if name in SIGNUP_HEADERS},
+        )
+        return Response(
+            answer.body,
+            status_code=answer.status,
+            media_type=answer.content_type,
+            headers=dict(answer.headers),
+        )
+
+    @app.get("/health", summary="The function runs")
+    async def health() -> Alive:
+        return Alive(status="ok")
+
+    @app.get("/health/ready", summary="Every dependency checked; for operators")
+    async def ready(request: Request, response: Response) -> Readiness:
+        _require_operator(request, settings)
+        checks = await check_all(clients.supabase, clients.openrouter, jwt_secret is not None)
+        states = {check.state for check in checks}
+        status: Literal["ok", "warning", "broken"] = (
+            "broken" if "broken" in states else "warning" if "warning" in states else "ok"
+        )
+        response.status_code = 503 if status == "broken" else 200
+        return Readiness(status=status, checks=checks)
+
+    return app
+
+
+def _there(answer: T | None) -> T:
+    if answer is None:
+        raise ProfileNotFound("no credits yet")
+    return answer
+
+
+def _require_operator(request: Request, settings: Settings) -> None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    expected = settings.doorkey_operator_token_sha256
+    sent = sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest()
+    if expected is None or scheme.lower() != "bearer" or not hmac.compare_digest(sent, expected):
+        raise OperatorTokenRejected("none configured" if expected is None else "another token")
+
+
+def _add_conventions(app: FastAPI, settings: Settings) -> None:
+    """What holds for every route: request ids, problem details, one line per request, CORS."""
+
+    async def show_problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, DoorkeyError)  # noqa: S101  registered for nothing else
+        request.state.error = error
+        return problem_response(error, request.state.request_id)
+
+    async def show_http_exception(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        named = {404: RouteNotFound, 405: MethodNotAllowed}.get(status, RequestInvalid)
+        return await show_problem(request, named(str(status), getattr(error, "headers", None)))
+
+    async def show_invalid(request: Request, error: Exception) -> Response:
+        return await show_problem(request, RequestInvalid(type(error).__name__))
+
+    app.add_exception_handler(DoorkeyError, show_problem)
+    app.add_exception_handler(HTTPException, show_http_exception)
+    app.add_exception_handler(RequestValidationError, show_invalid)
+    app.add_middleware(Conventions)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(settings.doorkey_allowed_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type", "x-client-info", "apikey", REQUEST_ID_HEADER],
+        expose_headers=[REQUEST_ID_HEADER, "retry-after"],
+        max_age=600,
+    )
+
+
+class ApiEntry:
+    """Callable as Lambda calls. Mangum guesses at what it is given; what is no HTTP request is refused before it."""
+
+    def __init__(self, build_app: Callable[[], FastAPI]) -> None:
+        self._build_app = build_app
+        self._mangum: Mangum | None = None
+
+    def __call__(self, event: Event, context: Any = None) -> dict[str, Any]:
+        """Handles one event to its end."""
+        try:
+            read_request(event)
+        except NotARequest as error:
+            return refuse(RequestInvalid(f"not a request: {error}"), choose_request_id(None), "request.refused")
+        if self._mangum is None:
+            # One loop per sandbox, which Mangum takes for every call: the httpx client must not outlive it.
+            asyncio.set_event_loop(asyncio.new_event_loop())
+            self._mangum = Mangum(
+                self._build_app(), lifespan="off", text_mime_types=["text/", "application/json", PROBLEM_TYPE]
+            )
+        return self._mangum(dict(event), context)
+
+
+def _build_from_environment() -> FastAPI:
+    start_logging()
+    settings = Settings.from_environment()
+    return build(settings, build_clients(settings))
+
+
+handler = ApiEntry(_build_from_environment)

@@ -1,0 +1,208 @@
+"""OpenRouter's key management.
+
+Making a key is the irreversible act: there is no idempotency key, and the secret is shown once. Errors are named by
+their side of it. Nothing here repeats a POST; the official SDK does, for an hour (facts.md 3), which is why it is
+only used in tests.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from functions.kit.errors import DoorkeyError
+from functions.kit.settings import Settings
+
+MICROS_PER_DOLLAR = 1_000_000
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class OpenRouterError(DoorkeyError):
+    """OpenRouter did not do what was asked.
+
+    Attributes:
+        is_outcome_unknown: whether it may have happened all the same.
+        retry_after_seconds: how long OpenRouter asked to be left alone.
+    """
+
+    code = "openrouter_failed"
+    status = 502
+    is_outcome_unknown = False
+
+    def __init__(self, private: str = "", retry_after_seconds: float | None = None) -> None:
+        super().__init__(private)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class OpenRouterUnreachable(OpenRouterError):
+    """OpenRouter can't be reached; nothing was sent."""
+
+    code = "openrouter_unreachable"
+
+
+class OpenRouterAnswerLost(OpenRouterError):
+    """OpenRouter did not answer as it should; whether it did what was asked, nobody knows."""
+
+    code = "openrouter_answer_lost"
+    is_outcome_unknown = True
+
+
+class OpenRouterLimited(OpenRouterError):
+    """OpenRouter asks to slow down."""
+
+    code = "openrouter_limited"
+
+
+class ManagementKeyRejected(OpenRouterError):
+    """OpenRouter does not accept the management key."""
+
+    code = "management_key_rejected"
+
+
+class OpenRouterRefused(OpenRouterError):
+    """OpenRouter refused the request as it was made."""
+
+    code = "openrouter_refused"
+
+
+class KeyNotFound(OpenRouterError):
+    """OpenRouter knows no such key."""
+
+    code = "openrouter_key_not_found"
+
+
+@dataclass(frozen=True, repr=False)
+class CreatedKey:
+    """A key just made. `secret` is shown by OpenRouter this once."""
+
+    key_hash: str
+    name: str
+    label: str | None
+    secret: str
+
+
+class OpenRouter:
+    """The management side of one OpenRouter account."""
+
+    def __init__(self, http: httpx.AsyncClient, settings: Settings) -> None:
+        self._http = http
+        self._url = settings.openrouter_base_url
+        self._headers = {"Authorization": f"Bearer {settings.openrouter_management_key.get_secret_value()}"}
+        self._workspace_id = settings.openrouter_workspace_id
+
+    async def create_key(self, name: str, limit_micros: int | None) -> CreatedKey:
+        """Makes a key with a lifetime limit; None is no limit.
+
+        Raises:
+            OpenRouterError: `is_outcome_unknown` tells whether a key may have been made.
+        """
+        body: dict[str, Any] = {
+            "name": name,
+            "limit": _dollars(limit_micros),
+            "include_byok_in_limit": False,
+        }
+        if self._workspace_id is not None:
+            body["workspace_id"] = str(self._workspace_id)
+        answer = await self._send("POST", "/keys", body, expected=201)
+        return _read_created(answer)
+
+    async def set_limit(self, key_hash: str, limit_micros: int | None) -> None:
+        """Sets the lifetime limit of a key. Repeatable.
+
+        Raises:
+            KeyNotFound: it does not exist (any more).
+            OpenRouterError: anything else.
+        """
+        await self._send("PATCH", f"/keys/{key_hash}", {"limit": _dollars(limit_micros)}, expected=200)
+
+    async def delete_key(self, key_hash: str) -> None:
+        """Deletes a key. One that does not exist counts as deleted.
+
+        Raises:
+            OpenRouterError: it may still exist.
+        """
+        try:
+            await self._send("DELETE", f"/keys/{key_hash}", None, expected=200)
+        except KeyNotFound:
+            return
+
+    async def check(self) -> None:
+        """Asks whether the management key is good, by the cheapest call that only it may make.
+
+        Raises:
+            OpenRouterError: it is not, or nobody can tell.
+        """
+        await self._send("GET", "/credits", None, expected=200)
+
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None, expected: int) -> Any:
+        try:
+            response = await self._http.request(method, f"{self._url}{path}", headers=self._headers, json=body)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise OpenRouterUnreachable(f"{method} keys: {type(error).__name__}") from error
+        except httpx.HTTPError as error:
+            raise OpenRouterAnswerLost(f"{method} keys: {type(error).__name__}") from error
+        if response.status_code != expected:
+            raise _named(method, response)
+        try:
+            return response.json()
+        except ValueError:
+            raise OpenRouterAnswerLost(f"{method} keys: {expected}, but no JSON") from None
+
+
+def _dollars(micros: int | None) -> float | None:
+    """JSON has no decimals; a double keeps micro-dollars exact up to nine billion dollars."""
+    return None if micros is None else micros / MICROS_PER_DOLLAR
+
+
+def _read_created(answer: Any) -> CreatedKey:
+    try:
+        data, secret = answer["data"], answer["key"]
+        created = CreatedKey(
+            key_hash=str(data["hash"]),
+            name=str(data["name"]),
+            label=data.get("label"),
+            secret=str(secret),
+        )
+    except (KeyError, TypeError):
+        raise OpenRouterAnswerLost("POST keys: 201, but without a key") from None
+    # facts.md 1.4 says it is the SHA-256 of the secret. PATCH and DELETE take the API's word for it, so that counts.
+    if not _HASH.fullmatch(created.key_hash):
+        raise OpenRouterAnswerLost("POST keys: 201, but the hash is none")
+    return created
+
+
+def _named(method: str, response: httpx.Response) -> OpenRouterError:
+    status = response.status_code
+    where = f"{method} keys: {status}"
+    retry_after = _retry_after_seconds(response)
+    if status == 401:
+        return ManagementKeyRejected(where)
+    if status == 404 and method != "POST":
+        return KeyNotFound(where)
+    if status == 429:
+        return OpenRouterLimited(where, retry_after)
+    if 400 <= status < 500:
+        return OpenRouterRefused(where, retry_after)
+    # 5xx and anything that is no refusal: on a POST the key may have been made behind a broken proxy.
+    return OpenRouterAnswerLost(where, retry_after)
+
+
+def _retry_after_seconds(response: httpx.Response) -> float | None:
+    """Retry-After as seconds; it may be a number or a date, and is ignored when it is neither."""
+    text = response.headers.get("retry-after", "")
+    try:
+        seconds = float(text)
+        return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    except ValueError:
+        pass
+    try:
+        at = parsedate_to_datetime(text)
+        sent = parsedate_to_datetime(response.headers["date"])
+        return max(0.0, (at - sent).total_seconds())
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -1,0 +1,116 @@
+"""Every error that can reach a person, with its address, its status and its two messages.
+
+    DoorkeyError
+    ├── RequestInvalid            400  request_invalid
+    ├── WebhookRefused            401  webhook_refused
+    ├── UserTokenRejected         401  user_token_rejected
+    ├── OperatorTokenRejected     401  operator_token_rejected
+    ├── RlsDenied                 403  rls_denied
+    ├── RouteNotFound             404  route_not_found
+    ├── ProfileNotFound           404  profile_not_found
+    ├── MethodNotAllowed          405  method_not_allowed
+    ├── BodyTooLarge              413  body_too_large
+    ├── InternalError             500  internal_error
+    ├── SupabaseError                  (clients/supabase.py)
+    └── OpenRouterError                (clients/openrouter.py)
+
+The public sentence is the first paragraph of the class docstring: written once, shown to whoever meets the error.
+What only the log may see goes into `private`, a separate argument, so that the two can't be mistaken for each other.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class DoorkeyError(Exception):
+    """Something went wrong.
+
+    Attributes:
+        code: the stable address of the error; clients branch on it.
+        status: the HTTP status.
+        private: a detail for the log; never shown, and never a secret, a token or an e-mail either.
+        headers: HTTP headers that go with the answer.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, private: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(f"{self.code}: {private}" if private else self.code)
+        self.private = private
+        self.headers = dict(headers or {})
+
+    @property
+    def sentence(self) -> str:
+        """What a person is told."""
+        return " ".join(inspect.getdoc(type(self)).split("\n\n")[0].split())  # type: ignore[union-attr]
+
+
+class InternalError(DoorkeyError):
+    """Something went wrong on our side. Quote the request id when you ask about it."""
+
+
+class RequestInvalid(DoorkeyError):
+    """The request can't be understood. See the documentation of this route."""
+
+    code = "request_invalid"
+    status = 400
+
+
+class WebhookRefused(DoorkeyError):
+    """This webhook is not signed as it must be, too old, or not understandable."""
+
+    code = "webhook_refused"
+    status = 401
+
+
+class UserTokenRejected(DoorkeyError):
+    """Sign in again: the access token is missing, expired or not valid here."""
+
+    code = "user_token_rejected"
+    status = 401
+
+
+class OperatorTokenRejected(DoorkeyError):
+    """This route is for operators. Send the operator token as a bearer token."""
+
+    code = "operator_token_rejected"
+    status = 401
+
+
+class RlsDenied(DoorkeyError):
+    """The database does not allow this to you."""
+
+    code = "rls_denied"
+    status = 403
+
+
+class RouteNotFound(DoorkeyError):
+    """There is nothing at this address."""
+
+    code = "route_not_found"
+    status = 404
+
+
+class ProfileNotFound(DoorkeyError):
+    """There is no account for you here. Users from before the installation come in by a backfill."""
+
+    code = "profile_not_found"
+    status = 404
+
+
+class MethodNotAllowed(DoorkeyError):
+    """This address does not take this method."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class BodyTooLarge(DoorkeyError):
+    """The request is too large."""
+
+    code = "body_too_large"
+    status = 413

@@ -1,0 +1,100 @@
+"""One structured line per unit of work, with every outcome folded in.
+
+A `WorkLine` is opened when the work starts, collects facts and the milliseconds of its steps on the way, and is
+written once, however the work ends. What must never be in it: secrets, tokens, e-mail addresses, whole rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TextIO
+
+logger = logging.getLogger("doorkey")
+
+MAX_FRAMES = 6
+
+Fact = str | int | float | bool | None
+
+
+class WorkLine:
+    """The line of one unit of work.
+
+    Args:
+        event: ``noun.past_tense``, such as ``provisioning.finished``.
+        facts: what is known from the start.
+    """
+
+    def __init__(self, event: str, **facts: Fact) -> None:
+        self.event = event
+        self.facts: dict[str, Fact] = dict(facts)
+        self.steps_ms: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def add(self, **facts: Fact) -> None:
+        """Adds facts, or replaces them."""
+        self.facts.update(facts)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Times a step; the same step done again adds up."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent_ms = (time.perf_counter() - started) * 1000
+            self.steps_ms[name] = round(self.steps_ms.get(name, 0.0) + spent_ms, 1)
+
+    def write(self, level: int = logging.INFO) -> None:
+        """Writes the line, with the whole duration."""
+        total_ms = round((time.perf_counter() - self._started) * 1000, 1)
+        fields: dict[str, object] = {**self.facts, "total_ms": total_ms}
+        if self.steps_ms:
+            fields["steps_ms"] = self.steps_ms
+        logger.log(level, self.event, extra={"fields": fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time, level, event, fields; and the type and place of an exception.
+
+    Not its message: messages of libraries quote what they were given.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without the line end."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        line.update(getattr(record, "fields", {}))
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            line["exception"] = type(error).__name__
+            line["raised_at"] = _places(error)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def start_logging(stream: TextIO = sys.stderr, level: int = logging.INFO) -> None:
+    """Sends doorkey's own lines to `stream` as JSON; to be called once per process.
+
+    Libraries stay silent below warnings: httpx logs every address it calls.
+    """
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
+
+
+def _places(error: BaseException) -> list[str]:
+    frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]

@@ -1,0 +1,16 @@
+"""The words for where a user's key stands. The database has the same ones; a test compares them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ProvisioningState(StrEnum):
+    """State of a user's desired key: `doorkey.provisioning_state`."""
+
+    WAITING = "waiting"
+    DUE = "due"
+    WORKING = "working"
+    READY = "ready"
+    DEAD = "dead"
+    GONE = "gone"

@@ -1,0 +1,189 @@
+"""Makes a user's key as it should be: claim, act at OpenRouter, finish.
+
+Whoever wants a user provisioned calls `provision`: the webhook, and later the sweep and the first request. It may be
+called at any time, any number of times, at once: the claim decides who works.
+
+Around the irreversible act, making a key: before it, anything that fails is tried again. At it, when the answer is
+lost, nobody knows; the next attempt has the next number, and the stray is found by its name. After it, nothing is
+repeated: the key is registered, or deleted by its own hash where the database says that nobody will ever use it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+from functions.clients.openrouter import CreatedKey, OpenRouter, OpenRouterError
+from functions.clients.supabase import (
+    DatabaseRefused,
+    Supabase,
+    SupabaseAnswerLost,
+    SupabaseError,
+    SupabaseUnreachable,
+)
+from functions.kit.observability import WorkLine
+from functions.kit.sealing import Sealer
+from functions.provisioning import store
+from functions.provisioning.names import KeyName
+from functions.provisioning.retry import next_try
+from functions.provisioning.states import ProvisioningState
+from functions.provisioning.store import Claim
+
+# The wish may change while it is being fulfilled; somebody who changes it faster than this waits for the sweep.
+MAX_ROUNDS = 3
+# Registering a key is asked for again when the answer is lost: it is idempotent, and a key hangs on it.
+FINISH_TRIES = 3
+
+
+class Outcome(StrEnum):
+    """How a call of `provision` ended, as the log and the webhook's answer say it."""
+
+    READY = "ready"  # the key is as wanted
+    NOTHING_TO_DO = "nothing_to_do"  # nothing was due, or somebody else is at it
+    DEFERRED = "deferred"  # an attempt failed; the row is due again later
+    DEAD = "dead"  # an attempt failed, and it was the last
+    LEASE_LOST = "lease_lost"  # somebody else finished first; the key made here is deleted
+    USER_GONE = "user_gone"  # the user was deleted meanwhile; the key made here is deleted
+    UNFINISHED = "unfinished"  # the database did not answer; the lease will run out
+
+
+@dataclass(frozen=True)
+class Provisioner:
+    """Everything that provisioning needs, built once.
+
+    Attributes:
+        database: the Data API, with the service key.
+        openrouter: the management side.
+        sealer: seals the secrets.
+        project: part of the keys' names.
+        lease_seconds: how long an attempt holds the row.
+    """
+
+    database: Supabase
+    openrouter: OpenRouter
+    sealer: Sealer
+    project: str
+    lease_seconds: int
+
+    async def provision(self, user_id: UUID, *, request_id: str) -> Outcome:
+        """Does what is due for one user. Writes one line for each attempt.
+
+        Raises:
+            SupabaseError: before anything was claimed.
+        """
+        outcome = Outcome.NOTHING_TO_DO
+        for _ in range(MAX_ROUNDS):
+            line = WorkLine("provisioning.finished", request_id=request_id, user_id=str(user_id))
+            try:
+                with line.step("claim"):
+                    claim = await store.claim(
+                        self.database,
+                        user_id,
+                        lease_seconds=self.lease_seconds,
+                        request_id=request_id,
+                    )
+            except SupabaseError as error:
+                line.add(outcome="unclaimed", error=error.code, detail=error.private)
+                line.write(logging.ERROR)
+                raise
+            if claim is None:
+                if outcome is Outcome.NOTHING_TO_DO:
+                    line.add(outcome=outcome)
+                    line.write()
+                return outcome
+            line.add(attempt=claim.attempt)
+            outcome, is_due_again = await self._attempt(claim, request_id, line)
+            line.add(outcome=outcome)
+            line.write(logging.INFO if outcome is Outcome.READY else logging.WARNING)
+            if not is_due_again:
+                return outcome
+        return outcome
+
+    async def _attempt(self, claim: Claim, request_id: str, line: WorkLine) -> tuple[Outcome, bool]:
+        """One attempt; also says whether the wish changed meanwhile."""
+        try:
+            if claim.key_hash is None:
+                state = await self._make_key(claim, request_id, line)
+            else:
+                state = await self._set_limit(claim, claim.key_hash, request_id, line)
+        except OpenRouterError as error:
+            line.add(error=error.code, detail=error.private, is_outcome_unknown=error.is_outcome_unknown)
+            return await self._defer(claim, error, request_id, line), False
+        except DatabaseRefused as error:
+            if error.word not in (store.LEASE_LOST, store.USER_GONE):
+                raise
+            return Outcome(error.word), False
+        except SupabaseError as error:
+            line.add(error=error.code, detail=error.private)
+            return Outcome.UNFINISHED, False
+        return Outcome.READY, state is ProvisioningState.DUE
+
+    async def _make_key(self, claim: Claim, request_id: str, line: WorkLine) -> ProvisioningState:
+        name = str(KeyName(self.project, claim.user_id, claim.attempt))
+        with line.step("create_key"):
+            key = await self.openrouter.create_key(name, claim.limit_micros)
+        line.add(key_name=name, limit_micros=claim.limit_micros)
+        with line.step("seal"):
+            sealed = self.sealer.seal(key.secret, user_id=claim.user_id, key_hash=key.key_hash)
+        try:
+            with line.step("finish"):
+                return await self._finish(claim, key, sealed, request_id)
+        except DatabaseRefused as error:
+            # Only on these two words does the database promise that this key will never be used.
+            if error.word in (store.LEASE_LOST, store.USER_GONE):
+                await self._delete(key, line)
+            raise
+
+    async def _finish(self, claim: Claim, key: CreatedKey, sealed: str, request_id: str) -> ProvisioningState:
+        for tries_left in reversed(range(FINISH_TRIES)):
+            try:
+                return await store.finish(
+                    self.database,
+                    claim,
+                    key_hash=key.key_hash,
+                    key_name=key.name,
+                    key_label=key.label,
+                    sealed_secret=sealed,
+                    request_id=request_id,
+                )
+            except (SupabaseAnswerLost, SupabaseUnreachable):
+                if not tries_left:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _set_limit(self, claim: Claim, key_hash: str, request_id: str, line: WorkLine) -> ProvisioningState:
+        with line.step("set_limit"):
+            await self.openrouter.set_limit(key_hash, claim.limit_micros)
+        line.add(limit_micros=claim.limit_micros)
+        with line.step("finish"):
+            return await store.finish_key_update(self.database, claim, request_id=request_id)
+
+    async def _delete(self, key: CreatedKey, line: WorkLine) -> None:
+        try:
+            with line.step("delete_key"):
+                await self.openrouter.delete_key(key.key_hash)
+            line.add(is_key_deleted=True)
+        except OpenRouterError as error:
+            # Left over, by a name that says whose it was.
+            line.add(is_key_deleted=False, error=error.code, detail=error.private)
+
+    async def _defer(self, claim: Claim, error: OpenRouterError, request_id: str, line: WorkLine) -> Outcome:
+        plan = next_try(claim.failures, retry_after_seconds=error.retry_after_seconds)
+        try:
+            with line.step("defer"):
+                state = await store.defer(
+                    self.database,
+                    claim,
+                    error=error.code,
+                    delay_seconds=plan.delay_seconds,
+                    gives_up=plan.gives_up,
+                    request_id=request_id,
+                )
+        except DatabaseRefused:
+            return Outcome.LEASE_LOST
+        except SupabaseError:
+            return Outcome.UNFINISHED
+        line.add(retry_in_seconds=plan.delay_seconds)
+        return Outcome.DEAD if state is ProvisioningState.DEAD else Outcome.DEFERRED

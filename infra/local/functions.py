@@ -1,0 +1,94 @@
+"""The functions behind a local server: the same handlers as on Lambda.
+
+The surprising thing: like Lambda, it works on after the caller has hung up. The database waits one second for an
+answer and a provisioning may take longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from functions import api, webhook
+from functions.clients.outside import build_clients
+from functions.kit.observability import start_logging
+from functions.kit.settings import Settings, SettingsInvalid
+from functions.web.entry import Handle
+
+WEBHOOK_PATH = "/webhooks/supabase"
+
+
+def create_app(settings: Settings) -> Starlette:
+    """All functions in one application, on the paths that the HTTP API gives them."""
+    clients = build_clients(settings)
+    handle = webhook.build(settings, clients)
+    running: set[asyncio.Task[dict[str, Any]]] = set()
+
+    async def receive_webhook(request: Request) -> Response:
+        task = asyncio.create_task(invoke(handle, request, await request.body()))
+        running.add(task)
+        task.add_done_callback(running.discard)
+        result = await asyncio.shield(task)
+        return Response(result["body"], status_code=result["statusCode"], headers=result["headers"])
+
+    return Starlette(
+        routes=[
+            Route(WEBHOOK_PATH, receive_webhook, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+            Mount("/", api.build(settings, clients)),
+        ]
+    )
+
+
+async def invoke(handle: Handle, request: Request, body: bytes) -> dict[str, Any]:
+    """Calls a plain handler with the event that API Gateway would make of this request."""
+    return await handle(
+        {
+            "version": "2.0",
+            "rawPath": request.url.path,
+            "rawQueryString": request.url.query,
+            "headers": dict(request.headers),
+            "requestContext": {
+                "http": {
+                    "method": request.method,
+                    "path": request.url.path,
+                    "sourceIp": request.client.host if request.client else "",
+                }
+            },
+            # Always: that is how bytes that are no text arrive on Lambda too.
+            "body": base64.b64encode(body).decode(),
+            "isBase64Encoded": True,
+        }
+    )
+
+
+def main() -> None:
+    """``python -m infra.local.functions --port N``, settings from the environment."""
+    parser = argparse.ArgumentParser(prog="python -m infra.local.functions", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    arguments = parser.parse_args()
+    start_logging()
+    try:
+        settings = Settings.from_environment()
+    except SettingsInvalid as error:
+        raise SystemExit(str(error)) from None
+    uvicorn.run(
+        create_app(settings),
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Applies the migrations with the Supabase CLI, as role `postgres`, as on a hosted project."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from infra.local.supervisor import PartFailed
+
+MIGRATION_SECONDS = 120
+
+
+async def run_cli(checkout: Path, *words: str, database_url: str) -> str:
+    """Runs the Supabase CLI against a database and returns what it printed.
+
+    The password goes by the environment: command lines are visible to everybody.
+
+    Raises:
+        PartFailed: with the CLI's own words.
+    """
+    parts = urlsplit(database_url)
+    bare = urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}:{parts.port}"))
+    process = await asyncio.create_subprocess_exec(
+        str(checkout / "node_modules" / ".bin" / "supabase"),
+        *words,
+        "--db-url",
+        bare,
+        "--workdir",
+        str(checkout),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
+            "PGPASSWORD": parts.password or "",
+            "PGSSLMODE": "disable",
+            "SUPABASE_YES": "true",
+            "DO_NOT_TRACK": "1",
+            "NO_COLOR": "1",
+        },
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), MIGRATION_SECONDS)
+    except TimeoutError:
+        process.kill()
+        raise PartFailed("migrations", f"took longer than {MIGRATION_SECONDS} seconds") from None
+    if process.returncode != 0:
+        raise PartFailed("migrations", f"`supabase {' '.join(words)}` failed", (out + err).decode().splitlines()[-12:])
+    return out.decode()
+
+
+async def migrate(checkout: Path, database_url: str) -> None:
+    """Applies what is not applied yet.
+
+    Raises:
+        PartFailed: with the CLI's own words.
+    """
+    await run_cli(checkout, "migration", "up", database_url=database_url)

@@ -1,0 +1,350 @@
+"""The whole of doorkey on one machine: Postgres, Data API, Auth, gateway, pg_net, OpenRouter and the functions.
+
+Each part stands where hosted Supabase, AWS or OpenRouter has its own, and is a process of its own. Ports are found,
+so any number of stacks run side by side; everything lives in one temporary folder that goes away with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from infra.local import lite, postgres
+from infra.local.functions import WEBHOOK_PATH
+from infra.local.migrations import migrate
+from infra.local.supervisor import Part, PartFailed, Supervisor, answers, free_port
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+HOSTED_SQL = CHECKOUT / "infra" / "local" / "hosted"
+FOLDER_PREFIX = "doorkey-stack-"
+OWNER_FILE = "supervisor-pid"
+PROJECT = "local"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """What may be chosen.
+
+    Attributes:
+        log_folder: where the parts' logs go; None: below the temporary folder, gone with it.
+        database_url: of a superuser of an empty database, instead of the embedded Postgres.
+        openrouter_latency_ms: how long the simulator takes for each answer.
+        functions_environment: settings of the functions, over the stack's own.
+    """
+
+    log_folder: Path | None = None
+    database_url: str | None = None
+    openrouter_latency_ms: int = 0
+    functions_environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class StackSecrets:
+    """Made anew for every stack."""
+
+    superuser_password: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    role_password: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    publishable_key: str = field(default_factory=lambda: f"sb_publishable_{secrets.token_urlsafe(24)}")
+    secret_key: str = field(default_factory=lambda: f"sb_secret_{secrets.token_urlsafe(24)}")
+    lite_keys: lite.LiteKeys = field(
+        default_factory=lambda: lite.LiteKeys(
+            publishable=f"sb_publishable_{secrets.token_urlsafe(24)}",
+            secret=f"sb_secret_{secrets.token_urlsafe(24)}",
+            jwt_secret=secrets.token_urlsafe(48),
+        )
+    )
+    legacy_jwt_secret: str = field(default_factory=lambda: secrets.token_urlsafe(48))
+    webhook_secret: str = field(default_factory=lambda: "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode())
+    webhook_shared_secret: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    sealing_key: str = field(default_factory=lambda: "k1:" + base64.b64encode(secrets.token_bytes(32)).decode())
+    management_key: str = field(default_factory=lambda: f"sk-or-v1-{secrets.token_hex(32)}")
+    operator_token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    signing_key_pem: str = field(default_factory=lambda: _new_signing_key())
+
+    def all_values(self) -> list[str]:
+        """Every secret, for those who search logs for them."""
+        own = [value for value in vars(self).values() if isinstance(value, str)]
+        return [*own, *vars(self.lite_keys).values()]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack.
+
+    Attributes:
+        supabase_url: what an app calls as its Supabase project.
+        functions_url: the functions' public base URL.
+        openrouter_url: what an OpenRouter client takes as its base URL.
+        database_url: of role `postgres`, as on hosted.
+        superuser_url: of `supabase_admin`, which hosted does not give out.
+        folder: temporary, with everything in it.
+        log_folder: one file for each part.
+        secrets: all that was made for it.
+        supervisor: the processes.
+        parts: how each was started, so that tests can start one again.
+    """
+
+    supabase_url: str
+    functions_url: str
+    openrouter_url: str
+    database_url: str
+    superuser_url: str
+    folder: Path
+    log_folder: Path
+    secrets: StackSecrets
+    supervisor: Supervisor
+    parts: dict[str, Part]
+
+    def role_url(self, role: str, database: str | None = None) -> str:
+        """A connection URL for one of the login roles, in this or another database of the server."""
+        return _with_login(self.superuser_url, role, self.secrets.role_password, database)
+
+    @property
+    def functions_environment(self) -> dict[str, str]:
+        """The settings that the functions run with."""
+        return dict(self.parts["functions"].environment)
+
+
+@asynccontextmanager
+async def running_stack(
+    options: StackOptions | None = None, progress: Progress = lambda _: None
+) -> AsyncIterator[Stack]:
+    """Starts everything, and stops and removes everything at the end, however it comes.
+
+    Args:
+        options: what may be chosen.
+        progress: told the name of each step as it begins.
+
+    Raises:
+        PartFailed: a part could not start.
+    """
+    options = options or StackOptions()
+    _remove_abandoned()
+    folder = _new_folder()
+    supervisor = Supervisor(options.log_folder or folder / "logs")
+    try:
+        yield await _start(options, folder, supervisor, progress)
+    finally:
+        await supervisor.stop_all()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _start(options: StackOptions, folder: Path, supervisor: Supervisor, progress: Progress) -> Stack:
+    made = StackSecrets()
+    progress("database")
+    superuser_url = await _start_database(options, folder, supervisor, made)
+    postgres_url = _with_login(superuser_url, "postgres", made.role_password)
+    async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as database:
+        await _prepare_hosted(database, made)
+        progress("auth schema")
+        await _make_auth_schema(database, superuser_url, folder, supervisor, made)
+        await database.execute((CHECKOUT / "infra" / "local" / "pg_net" / "schema.sql").read_bytes())
+        progress("migrations")
+        await migrate(CHECKOUT, postgres_url)
+        ports = {name: free_port() for name in ("rest", "auth", "edge", "openrouter", "functions")}
+        urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+        await database.execute(
+            "update doorkey.settings set webhook_url = %s, webhook_secret = %s",
+            (urls["functions"] + WEBHOOK_PATH, made.webhook_secret),
+        )
+        parts = _parts(options, folder, superuser_url, made, ports, urls)
+        progress("data api and auth")
+        await lite.promote(database)
+        await asyncio.gather(supervisor.start(parts["rest"]), supervisor.start(parts["auth"]))
+        await lite.demote(database, ports["rest"], made.lite_keys)
+    progress("gateway, openrouter, pg_net and functions")
+    await asyncio.gather(*(supervisor.start(parts[n]) for n in ("edge", "openrouter", "functions", "pg_net")))
+    return Stack(
+        supabase_url=urls["edge"],
+        functions_url=urls["functions"],
+        openrouter_url=urls["openrouter"] + "/api/v1",
+        database_url=postgres_url,
+        superuser_url=superuser_url,
+        folder=folder,
+        log_folder=supervisor.log_folder,
+        secrets=made,
+        supervisor=supervisor,
+        parts=parts,
+    )
+
+
+async def _start_database(options: StackOptions, folder: Path, supervisor: Supervisor, made: StackSecrets) -> str:
+    if options.database_url is not None:
+        return options.database_url
+    server = await asyncio.to_thread(postgres.prepare, CHECKOUT, folder, made.superuser_password, free_port())
+    await supervisor.start(postgres.part(server))
+    return server.superuser_url
+
+
+async def _prepare_hosted(database: psycopg.AsyncConnection[object], made: StackSecrets) -> None:
+    """Roles, schemas and privileges as hosted has them.
+
+    Raises:
+        PartFailed: the database is somebody's.
+    """
+    found = await (await database.execute("select to_regnamespace('auth') is not null")).fetchone()
+    if found != (False,):
+        raise PartFailed("postgres", "DATABASE_URL must name an empty database, and this one has a schema called auth")
+    await database.execute((HOSTED_SQL / "roles.sql").read_bytes())
+    for role in ("postgres", "authenticator", "supabase_auth_admin"):
+        await database.execute(
+            psycopg.sql.SQL("alter role {} password {}").format(
+                psycopg.sql.Identifier(role), psycopg.sql.Literal(made.role_password)
+            )
+        )
+
+
+async def _make_auth_schema(
+    database: psycopg.AsyncConnection[object],
+    superuser_url: str,
+    folder: Path,
+    supervisor: Supervisor,
+    made: StackSecrets,
+) -> None:
+    """Lite makes the tables of Auth when it starts; then they are given to whom they belong to on hosted."""
+    port = free_port()
+    await supervisor.start(lite.part("install", CHECKOUT, folder, port, superuser_url, made.lite_keys))
+    await supervisor.stop("install", signal.SIGKILL)
+    await database.execute((HOSTED_SQL / "auth_ownership.sql").read_bytes())
+    await database.execute((CHECKOUT / "infra" / "local" / "edge" / "lite_repairs.sql").read_bytes())
+
+
+def _parts(
+    options: StackOptions,
+    folder: Path,
+    superuser_url: str,
+    made: StackSecrets,
+    ports: dict[str, int],
+    urls: dict[str, str],
+) -> dict[str, Part]:
+    def python(name: str, environment: dict[str, str], *words: str, health: str) -> Part:
+        return Part(
+            name=name,
+            command=[sys.executable, "-m", f"infra.local.{name}", "--port", str(ports[name]), *words],
+            folder=CHECKOUT,
+            environment={"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", **environment},
+            is_ready=answers(urls[name] + health),
+        )
+
+    def lite_part(name: str) -> Part:
+        login_url = _with_login(superuser_url, lite.LOGINS[name], made.role_password)
+        return lite.part(name, CHECKOUT, folder, ports[name], login_url, made.lite_keys)
+
+    functions_environment = {
+        "SUPABASE_URL": urls["edge"],
+        "SUPABASE_PUBLISHABLE_KEY": made.publishable_key,
+        "SUPABASE_SECRET_KEY": made.secret_key,
+        "OPENROUTER_BASE_URL": urls["openrouter"] + "/api/v1",
+        "OPENROUTER_MANAGEMENT_KEY": made.management_key,
+        "DOORKEY_PROJECT": PROJECT,
+        "DOORKEY_SEALING_KEYS": made.sealing_key,
+        "DOORKEY_WEBHOOK_SECRETS": made.webhook_secret,
+        "DOORKEY_WEBHOOK_SHARED_SECRET": made.webhook_shared_secret,
+        "DOORKEY_OPERATOR_TOKEN_SHA256": sha256(made.operator_token.encode()).hexdigest(),
+        "DOORKEY_ALLOWED_ORIGINS": "http://127.0.0.1:3000,http://localhost:3000",
+        **options.functions_environment,
+    }
+    parts = [
+        lite_part("rest"),
+        lite_part("auth"),
+        python(
+            "edge",
+            {
+                "EDGE_PUBLISHABLE_KEY": made.publishable_key,
+                "EDGE_SECRET_KEYS": made.secret_key,
+                "EDGE_UPSTREAM_PUBLISHABLE_KEY": made.lite_keys.publishable,
+                "EDGE_UPSTREAM_SECRET_KEY": made.lite_keys.secret,
+                "EDGE_UPSTREAM_JWT_SECRET": made.lite_keys.jwt_secret,
+                "EDGE_SIGNING_KEY": made.signing_key_pem,
+                "EDGE_LEGACY_JWT_SECRET": made.legacy_jwt_secret,
+                "EDGE_DATABASE_URL": superuser_url,
+            },
+            "--rest-url",
+            urls["rest"],
+            "--auth-url",
+            urls["auth"],
+            health="/edge/health",
+        ),
+        python(
+            "openrouter",
+            {"SIMULATOR_MANAGEMENT_KEY": made.management_key},
+            "--state-file",
+            str(folder / "openrouter.sqlite"),
+            "--latency-ms",
+            str(options.openrouter_latency_ms),
+            health="/simulator/health",
+        ),
+        python("functions", functions_environment, health="/health"),
+        Part(
+            name="pg_net",
+            command=[sys.executable, "-m", "infra.local.pg_net"],
+            folder=CHECKOUT,
+            environment={"PYTHONUNBUFFERED": "1", "PG_NET_DATABASE_URL": superuser_url},
+            is_ready=_pg_net_is_up(superuser_url),
+        ),
+    ]
+    return {part.name: part for part in parts}
+
+
+def _pg_net_is_up(superuser_url: str):  # type: ignore[no-untyped-def]
+    async def check() -> bool:
+        async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as database:
+            try:
+                await database.execute("select net.check_worker_is_up()")
+            except psycopg.Error:
+                return False
+        return True
+
+    return check
+
+
+def _with_login(url: str, user: str, password: str, database: str | None = None) -> str:
+    parts = urlsplit(url)
+    path = parts.path if database is None else f"/{database}"
+    return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.hostname}:{parts.port}", path=path))
+
+
+def _new_signing_key() -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+def _new_folder() -> Path:
+    """A temporary folder that the unprivileged user of Postgres can pass through."""
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    (folder / OWNER_FILE).write_text(str(os.getpid()))
+    # Others may pass, not look; what is secret in it has closed permissions of its own.
+    folder.chmod(0o711)
+    return folder
+
+
+def _remove_abandoned() -> None:
+    """Removes the folders of stacks whose supervisor was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        try:
+            owner = int((folder / OWNER_FILE).read_text())
+            os.kill(owner, 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError):
+            continue  # being made just now, or somebody else's

@@ -1,0 +1,41 @@
+-- The hidden schema, and what the installation was told.
+--
+-- Everything internal lives in `doorkey`, which is never among the exposed schemas. Objects are closed by name
+-- right where they are made: on hosted Supabase the default privileges grant to anon, authenticated and
+-- service_role by name, so a revoke from public alone protects nothing.
+
+set lock_timeout = '5s';
+
+create schema if not exists doorkey;
+revoke all on schema doorkey from public, anon, authenticated, service_role;
+-- The public doors are security invoker: their callers must be able to look up the function behind them.
+grant usage on schema doorkey to authenticated, service_role;
+
+create table if not exists doorkey.settings (
+  -- One row, ever.
+  only_row boolean primary key default true check (only_row),
+  -- Users created before this moment are served by a backfill only.
+  installed_at timestamptz not null default now(),
+  -- When a user becomes due: once an address is confirmed, at once, or never by itself.
+  provision_on text not null default 'confirmed' check (provision_on in ('confirmed', 'created', 'manual')),
+  provision_anonymous boolean not null default false,
+  -- Whether `public.profiles` was made by these migrations. On a table that was there before we
+  -- only ever touch our own columns.
+  owns_profiles boolean not null default false,
+  -- Whether a missing row is inserted into a profiles table that was there before. Switch it off
+  -- when the app itself inserts that row later and would stumble over ours.
+  fills_host_profiles boolean not null default true,
+  -- How often a user may see the secret of their key.
+  key_reveal text not null default 'always' check (key_reveal in ('once', 'always')),
+  -- What one credit is worth; people see credits, the ledger keeps micro-dollars.
+  micros_per_credit bigint not null default 1000000 check (micros_per_credit > 0),
+  default_plan_id text not null default 'trial',
+  -- Where the doorbell rings, and what signs the ring (Standard Webhooks: whsec_ + base64 of 24 to 64 bytes).
+  -- The secret opens nothing by itself: a ring only asks to do what the database already says is due.
+  webhook_url text check (webhook_url ~ '^https?://'),
+  webhook_secret text check (webhook_secret ~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$')
+);
+alter table doorkey.settings enable row level security;
+revoke all on table doorkey.settings from public, anon, authenticated, service_role;
+
+insert into doorkey.settings default values on conflict do nothing;

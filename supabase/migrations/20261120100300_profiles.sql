@@ -1,0 +1,106 @@
+-- Profiles: a copy for people. No code of ours decides by it.
+--
+-- Many projects have a `public.profiles` already. Then we add our own three nullable columns and leave its grants,
+-- policies, triggers and rows alone; where even that is impossible (a view, another owner), we note it and go on.
+
+set lock_timeout = '5s';
+
+do $$
+begin
+  if to_regclass('public.profiles') is null then
+    create table public.profiles (
+      id uuid primary key references auth.users (id) on delete cascade,
+      email text,
+      full_name text,
+      openrouter_key_name text,
+      openrouter_key_limit numeric(20, 6),
+      openrouter_provisioning_status text,
+      created_at timestamptz not null default now(),
+      updated_at timestamptz not null default now()
+    );
+    comment on table public.profiles is 'One row per user, kept by doorkey for people to read.';
+    alter table public.profiles enable row level security;
+    revoke all on table public.profiles from public, anon, authenticated, service_role;
+    grant select on table public.profiles to authenticated, service_role;
+    create policy "Users may read their own profile" on public.profiles
+      for select to authenticated using ((select auth.uid()) = id);
+    update doorkey.settings set owns_profiles = true;
+  else
+    begin
+      alter table public.profiles
+        add column if not exists openrouter_key_name text,
+        add column if not exists openrouter_key_limit numeric(20, 6),
+        add column if not exists openrouter_provisioning_status text;
+    exception when insufficient_privilege or wrong_object_type then
+      perform doorkey.note_trouble('profiles.not_extended', null, sqlstate, 'public.profiles');
+    end;
+  end if;
+end
+$$;
+
+do $$
+begin
+  if exists (select from pg_catalog.pg_attribute
+             where attrelid = to_regclass('public.profiles') and attname = 'openrouter_key_limit') then
+    comment on column public.profiles.openrouter_key_name is 'doorkey: name of the key at OpenRouter';
+    comment on column public.profiles.openrouter_key_limit is 'doorkey: lifetime spend limit of the key, in dollars';
+    comment on column public.profiles.openrouter_provisioning_status is
+      'doorkey: pending, active, failed, disabled or revoked';
+  end if;
+exception when insufficient_privilege or wrong_object_type then
+  null; -- noted above
+end
+$$;
+
+-- Makes the missing row. Raises whatever the table of the host raises: callers decide what that means.
+create or replace function doorkey.fill_profile(p_user_id uuid) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_settings doorkey.settings;
+begin
+  select * into v_settings from doorkey.settings;
+  if v_settings.owns_profiles then
+    insert into public.profiles (id, email, full_name, openrouter_provisioning_status)
+    select u.id, u.email,
+           -- Users write their own metadata: any JSON, any length.
+           left(coalesce(u.raw_user_meta_data ->> 'full_name', u.raw_user_meta_data ->> 'name'), 500),
+           'pending'
+      from auth.users as u where u.id = p_user_id
+    on conflict (id) do nothing;
+  else
+    update public.profiles
+       set openrouter_provisioning_status = coalesce(openrouter_provisioning_status, 'pending')
+     where id = p_user_id;
+    -- Only when it is missing: a required column of the host raises even where the row is there.
+    if not found and v_settings.fills_host_profiles then
+      insert into public.profiles (id, openrouter_provisioning_status)
+      values (p_user_id, 'pending') on conflict do nothing;
+    end if;
+  end if;
+end
+$$;
+revoke all on function doorkey.fill_profile(uuid) from public, anon, authenticated, service_role;
+
+-- Copies the outcome to the profile. Never raises: a host's trigger or column type is no reason to lose a key.
+create or replace function doorkey.show_on_profile(
+  p_user_id uuid, p_status text, p_key_name text, p_limit_micros bigint
+) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_object text;
+begin
+  update public.profiles
+     set openrouter_provisioning_status = p_status,
+         openrouter_key_name = coalesce(p_key_name, openrouter_key_name),
+         openrouter_key_limit = case when p_key_name is null then openrouter_key_limit
+                                     else p_limit_micros / 1000000.0 end
+   where id = p_user_id;
+exception when others then
+  get stacked diagnostics v_object = column_name;
+  perform doorkey.note_trouble('profile.not_updated', p_user_id, sqlstate, v_object);
+end
+$$;
+revoke all on function doorkey.show_on_profile(uuid, text, text, bigint)
+  from public, anon, authenticated, service_role;

@@ -1,0 +1,232 @@
+-- The ledger: double entry, in micro-dollars, append only.
+--
+-- A transaction is one row in `public.credit_transactions` (people read their own) and two or more entries that
+-- sum to zero. `public.credit_accounts` caches each user's balances; one trigger keeps it, and its checks are what
+-- makes an overdraft impossible. Lock order everywhere: provisioning row, then account, then lots.
+
+set lock_timeout = '5s';
+
+do $$
+begin
+  if to_regtype('doorkey.ledger_account') is null then
+    create type doorkey.ledger_account as enum (
+      -- A user's: what they may spend, what open holds keep, what is on its way out until the key's limit is
+      -- lowered, what they owe, what an uncapped plan will bill.
+      'available', 'held', 'leaving', 'debt', 'receivable',
+      -- The system's: where credits come from and where they end.
+      'granted', 'spent', 'expired'
+    );
+  end if;
+end
+$$;
+
+create table if not exists public.credit_accounts (
+  -- Bare on purpose, here and below: money outlives the user.
+  user_id uuid primary key,
+  plan_id text not null references public.plans (id),
+  available_micros bigint not null default 0 check (available_micros >= 0),
+  held_micros bigint not null default 0 check (held_micros >= 0),
+  leaving_micros bigint not null default 0 check (leaving_micros >= 0),
+  -- What the user owes: minus the sum of their entries in that account.
+  debt_micros bigint not null default 0 check (debt_micros >= 0),
+  receivable_micros bigint not null default 0 check (receivable_micros >= 0),
+  period_started_at timestamptz,
+  period_ends_at timestamptz,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  check ((period_started_at is null) = (period_ends_at is null)),
+  check (period_ends_at > period_started_at)
+);
+comment on table public.credit_accounts is 'Balances of each user in micro-dollars: a cache of doorkey.ledger_entries.';
+create index if not exists credit_accounts_plan on public.credit_accounts (plan_id);
+alter table public.credit_accounts enable row level security;
+revoke all on table public.credit_accounts from public, anon, authenticated, service_role;
+grant select on table public.credit_accounts to authenticated, service_role;
+
+create table if not exists public.credit_transactions (
+  id bigint generated always as identity primary key,
+  user_id uuid not null references public.credit_accounts (user_id),
+  type text not null
+    check (type in ('purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal')),
+  -- What it does to the sum of the user's accounts.
+  amount_micros bigint not null,
+  -- Repeating a request repeats its key: unique per type, and written with the effect.
+  idempotency_key text not null check (length(idempotency_key) between 1 and 200),
+  reason text not null check (length(reason) between 1 and 500),
+  actor text not null check (length(actor) between 1 and 200),
+  provider text,
+  model text,
+  request_id text,
+  created_at timestamptz not null default now(),
+  constraint credit_transactions_once unique (type, idempotency_key)
+);
+comment on table public.credit_transactions is 'What happened to each user''s credits. Append only.';
+create index if not exists credit_transactions_user on public.credit_transactions (user_id, id desc);
+alter table public.credit_transactions enable row level security;
+revoke all on table public.credit_transactions from public, anon, authenticated, service_role;
+grant select (id, user_id, type, amount_micros, reason, provider, model, created_at)
+  on table public.credit_transactions to authenticated;
+grant select on table public.credit_transactions to service_role;
+
+do $$
+begin
+  if not exists (select from pg_catalog.pg_policies where schemaname = 'public'
+                 and tablename = 'credit_accounts' and policyname = 'Users may read their own account') then
+    create policy "Users may read their own account" on public.credit_accounts
+      for select to authenticated using ((select auth.uid()) = user_id);
+  end if;
+  if not exists (select from pg_catalog.pg_policies where schemaname = 'public'
+                 and tablename = 'credit_transactions' and policyname = 'Users may read their own transactions') then
+    create policy "Users may read their own transactions" on public.credit_transactions
+      for select to authenticated using ((select auth.uid()) = user_id);
+  end if;
+end
+$$;
+
+create table if not exists doorkey.ledger_entries (
+  transaction_id bigint not null references public.credit_transactions (id),
+  account doorkey.ledger_account not null,
+  amount_micros bigint not null check (amount_micros <> 0),
+  primary key (transaction_id, account)
+);
+alter table doorkey.ledger_entries enable row level security;
+revoke all on table doorkey.ledger_entries from public, anon, authenticated, service_role;
+
+-- A grant is a lot. Lots are spent by priority, then expiry, then id.
+create table if not exists doorkey.credit_lots (
+  id bigint generated always as identity primary key,
+  user_id uuid not null references public.credit_accounts (user_id),
+  transaction_id bigint not null unique references public.credit_transactions (id),
+  amount_micros bigint not null check (amount_micros > 0),
+  remaining_micros bigint not null check (remaining_micros between 0 and amount_micros),
+  priority smallint not null default 100,
+  expires_at timestamptz,
+  created_at timestamptz not null default now()
+);
+create index if not exists credit_lots_spendable
+  on doorkey.credit_lots (user_id, priority, expires_at nulls last, id) where remaining_micros > 0;
+create index if not exists credit_lots_expiring
+  on doorkey.credit_lots (expires_at) where remaining_micros > 0;
+create index if not exists credit_lots_user on doorkey.credit_lots (user_id);
+alter table doorkey.credit_lots enable row level security;
+revoke all on table doorkey.credit_lots from public, anon, authenticated, service_role;
+
+-- Every statement that adds entries must add whole, balanced transactions; then it moves the cached balances.
+create or replace function doorkey.apply_entries() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  if exists (
+    select from added as a
+      join public.credit_transactions as t on t.id = a.transaction_id
+     group by t.id, t.amount_micros
+    having sum(a.amount_micros) <> 0
+        or sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired'))
+           is distinct from t.amount_micros
+        or count(*) <> (select count(*) from doorkey.ledger_entries as e where e.transaction_id = t.id)
+  ) then
+    raise exception 'ledger_unbalanced'
+      using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
+  end if;
+  update public.credit_accounts as c
+     set available_micros = c.available_micros + s.available,
+         held_micros = c.held_micros + s.held,
+         leaving_micros = c.leaving_micros + s.leaving,
+         debt_micros = c.debt_micros - s.debt,
+         receivable_micros = c.receivable_micros - s.receivable,
+         updated_at = now()
+    from (
+      select t.user_id,
+             coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
+             coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
+             coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
+             coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
+             coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable
+        from added as a join public.credit_transactions as t on t.id = a.transaction_id
+       group by t.user_id
+    ) as s
+   where c.user_id = s.user_id;
+  return null;
+end
+$$;
+revoke all on function doorkey.apply_entries() from public, anon, authenticated, service_role;
+create or replace trigger apply_entries after insert on doorkey.ledger_entries
+  referencing new table as added for each statement execute function doorkey.apply_entries();
+
+create or replace function doorkey.refuse_rewriting() returns trigger
+language plpgsql set search_path = ''
+as $$
+begin
+  raise exception 'ledger_is_append_only'
+    using detail = 'Post a new transaction that reverses the old one.';
+end
+$$;
+revoke all on function doorkey.refuse_rewriting() from public, anon, authenticated, service_role;
+create or replace trigger refuse_rewriting before update or delete or truncate on doorkey.ledger_entries
+  for each statement execute function doorkey.refuse_rewriting();
+create or replace trigger refuse_rewriting before update or delete or truncate on public.credit_transactions
+  for each statement execute function doorkey.refuse_rewriting();
+
+-- Gives the user credits as a new lot; returns the transaction. A repeat with the same content returns the first
+-- one, with other content it is refused. The caller sees to it that the key's limit follows.
+create or replace function doorkey.post_grant(
+  p_user_id uuid, p_type text, p_amount_micros bigint, p_idempotency_key text, p_reason text,
+  p_actor text, p_expires_at timestamptz, p_priority smallint, p_request_id text
+) returns bigint
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_id bigint;
+  v_known public.credit_transactions;
+begin
+  if p_amount_micros is null or p_amount_micros <= 0 then
+    raise sqlstate 'PT422' using message = 'amount_not_positive', hint = 'Grant a positive number of micro-dollars.';
+  end if;
+  insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+  values (p_user_id, p_type, p_amount_micros, p_idempotency_key, p_reason, p_actor, p_request_id)
+  on conflict on constraint credit_transactions_once do nothing
+  returning id into v_id;
+  if v_id is null then
+    select * into strict v_known from public.credit_transactions
+     where type = p_type and idempotency_key = p_idempotency_key;
+    if (v_known.user_id, v_known.amount_micros, v_known.reason) is distinct from (p_user_id, p_amount_micros, p_reason) then
+      raise sqlstate 'PT409' using message = 'idempotency_key_reused',
+        hint = 'This key was used for another content. Use a new key for a new grant.';
+    end if;
+    return v_known.id;
+  end if;
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  values (v_id, 'available', p_amount_micros), (v_id, 'granted', -p_amount_micros);
+  insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
+  values (p_user_id, v_id, p_amount_micros, p_amount_micros, p_priority, p_expires_at);
+  return v_id;
+end
+$$;
+revoke all on function doorkey.post_grant(uuid, text, bigint, text, text, text, timestamptz, smallint, text)
+  from public, anon, authenticated, service_role;
+
+-- Opens the user's account on the default plan and greets them, once in their life.
+create or replace function doorkey.welcome(p_user_id uuid, p_actor text, p_request_id text) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_plan public.plans;
+  v_key constant text := 'welcome:' || p_user_id;
+begin
+  insert into public.credit_accounts (user_id, plan_id)
+  select p_user_id, s.default_plan_id from doorkey.settings as s
+  on conflict (user_id) do nothing;
+  select p.* into strict v_plan
+    from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
+   where a.user_id = p_user_id;
+  -- Asked before posting: the plan's welcome may have changed since, and the first one counts.
+  if v_plan.welcome_credits_micros > 0 and not exists (
+    select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key
+  ) then
+    perform doorkey.post_grant(
+      p_user_id, 'bonus', v_plan.welcome_credits_micros, v_key, 'Welcome credits', p_actor,
+      now() + make_interval(days => v_plan.welcome_credits_days), 50::smallint, p_request_id);
+  end if;
+end
+$$;
+revoke all on function doorkey.welcome(uuid, text, text) from public, anon, authenticated, service_role;

@@ -1,0 +1,431 @@
+-- The desired state of each user's key, and the only ways to change it.
+--
+-- One row per user, level-triggered: "make the key as it should be". Whatever changes the wish bumps `wanted`, also
+-- while a worker holds the lease; finishing completes only what was claimed, else the row is due again. The attempt
+-- number fences: a worker that wakes up after its lease cannot overwrite the winner.
+
+set lock_timeout = '5s';
+
+do $$
+begin
+  if to_regtype('doorkey.provisioning_state') is null then
+    create type doorkey.provisioning_state as enum (
+      'waiting',  -- nothing to do until something happens: address unconfirmed, anonymous, or by hand only
+      'due',      -- to be worked on from due_at on
+      'working',  -- leased by attempt number `attempt` until lease_expires_at
+      'ready',    -- the key is as wanted
+      'dead',     -- given up; visible, and can be redriven
+      'gone'      -- the user is gone, and so is their key
+    );
+  end if;
+end
+$$;
+
+create table if not exists public.openrouter_user_keys (
+  -- OpenRouter's name for the key: SHA-256 of the secret, in hex.
+  key_hash text primary key check (key_hash ~ '^[0-9a-f]{64}$'),
+  user_id uuid not null,
+  key_name text not null check (length(key_name) between 1 and 200),
+  -- OpenRouter's preview of the secret, such as sk-or-v1-abc...123.
+  key_label text,
+  -- The lifetime cap last confirmed by OpenRouter; null: no cap.
+  limit_micros bigint check (limit_micros >= 0),
+  status text not null default 'active' check (status in ('active', 'disabled', 'deleted')),
+  -- The attempt that made it.
+  attempt integer not null check (attempt > 0),
+  -- Provider cost that the ledger has charged to this key in its life, exact.
+  charged_cost_micros numeric not null default 0 check (charged_cost_micros >= 0),
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  deleted_at timestamptz,
+  check ((status = 'deleted') = (deleted_at is not null))
+);
+comment on table public.openrouter_user_keys is 'The OpenRouter keys of each user, without their secrets.';
+-- Two live keys for one user cannot be stored.
+create unique index if not exists openrouter_user_keys_one_live
+  on public.openrouter_user_keys (user_id) where status <> 'deleted';
+create index if not exists openrouter_user_keys_user on public.openrouter_user_keys (user_id);
+alter table public.openrouter_user_keys enable row level security;
+revoke all on table public.openrouter_user_keys from public, anon, authenticated, service_role;
+grant select (key_hash, user_id, key_name, key_label, limit_micros, status, created_at, updated_at, deleted_at)
+  on table public.openrouter_user_keys to authenticated;
+grant select on table public.openrouter_user_keys to service_role;
+
+do $$
+begin
+  if not exists (select from pg_catalog.pg_policies where schemaname = 'public'
+                 and tablename = 'openrouter_user_keys' and policyname = 'Users may read their own keys') then
+    create policy "Users may read their own keys" on public.openrouter_user_keys
+      for select to authenticated using ((select auth.uid()) = user_id);
+  end if;
+end
+$$;
+
+-- Ciphertext only: the database never sees a key, and the sealing keys never reach the database.
+create table if not exists doorkey.sealed_secrets (
+  key_hash text primary key references public.openrouter_user_keys (key_hash),
+  sealed_secret text not null check (sealed_secret ~ '^v1\.[a-z0-9]+\.[A-Za-z0-9_-]+$'),
+  -- When the user was first shown it.
+  revealed_at timestamptz,
+  created_at timestamptz not null default now()
+);
+alter table doorkey.sealed_secrets enable row level security;
+revoke all on table doorkey.sealed_secrets from public, anon, authenticated, service_role;
+
+create table if not exists doorkey.provisioning (
+  -- Bare on purpose: an unrevoked key outlives the user.
+  user_id uuid primary key,
+  state doorkey.provisioning_state not null,
+  -- Version of the wish, and the version that the running or last attempt took up.
+  wanted bigint not null default 1 check (wanted > 0),
+  claimed bigint check (claimed <= wanted),
+  attempt integer not null default 0 check (attempt >= 0),
+  -- Attempts that failed since the last success.
+  failures integer not null default 0 check (failures >= 0),
+  due_at timestamptz not null default now(),
+  lease_expires_at timestamptz,
+  -- The live key, once there is one.
+  key_hash text references public.openrouter_user_keys (key_hash),
+  last_error text,
+  created_at timestamptz not null default now(),
+  updated_at timestamptz not null default now(),
+  ready_at timestamptz,
+  constraint leased_exactly_while_working check ((state = 'working') = (lease_expires_at is not null)),
+  constraint ready_only_with_a_key check (state <> 'ready' or key_hash is not null),
+  constraint no_key_before_or_after check (state not in ('waiting', 'gone') or key_hash is null),
+  constraint dead_with_a_reason check (state <> 'dead' or last_error is not null)
+);
+-- "What is due?", for the sweep.
+create index if not exists provisioning_due
+  on doorkey.provisioning (due_at) where state = 'due';
+create index if not exists provisioning_leased
+  on doorkey.provisioning (lease_expires_at) where state = 'working';
+create index if not exists provisioning_dead
+  on doorkey.provisioning (updated_at) where state = 'dead';
+create index if not exists provisioning_key on doorkey.provisioning (key_hash);
+alter table doorkey.provisioning enable row level security;
+revoke all on table doorkey.provisioning from public, anon, authenticated, service_role;
+
+-- Enters the user, or wakes a row that was waiting, and says the state. Null: not served (created before the
+-- installation, deleted, or unknown). Repeatable; everything that may enrol calls this.
+create or replace function doorkey.enrol(p_user_id uuid) returns doorkey.provisioning_state
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_settings doorkey.settings;
+  v_user record;
+  v_state doorkey.provisioning_state;
+begin
+  select * into v_settings from doorkey.settings;
+  select u.email_confirmed_at is not null or u.phone_confirmed_at is not null as is_confirmed,
+         u.is_anonymous
+    into v_user
+    from auth.users as u
+   where u.id = p_user_id and u.deleted_at is null
+     and coalesce(u.created_at, now()) >= v_settings.installed_at;
+  if not found then
+    return null;
+  end if;
+  v_state := case
+    when v_user.is_anonymous and not v_settings.provision_anonymous then 'waiting'
+    when v_settings.provision_on = 'manual' then 'waiting'
+    when v_settings.provision_on = 'confirmed' and not v_user.is_confirmed then 'waiting'
+    else 'due'
+  end;
+  insert into doorkey.provisioning (user_id, state) values (p_user_id, v_state)
+  on conflict (user_id) do update
+     set state = excluded.state, due_at = now(), updated_at = now()
+   where provisioning.state = 'waiting' and excluded.state = 'due';
+  return (select p.state from doorkey.provisioning as p where p.user_id = p_user_id);
+end
+$$;
+revoke all on function doorkey.enrol(uuid) from public, anon, authenticated, service_role;
+
+-- Something about the wish changed. Whoever is working now will find that out when they finish.
+create or replace function doorkey.want(p_user_id uuid) returns void
+language sql security definer set search_path = ''
+as $$
+  update doorkey.provisioning
+     set wanted = wanted + 1,
+         state = case when state in ('ready', 'dead') then 'due' else state end,
+         due_at = case when state in ('ready', 'dead') then now() else due_at end,
+         failures = case when state = 'dead' then 0 else failures end,
+         updated_at = now()
+   where user_id = p_user_id;
+$$;
+revoke all on function doorkey.want(uuid) from public, anon, authenticated, service_role;
+
+-- What the user's key may spend in its life: what the ledger has charged to it, plus what is spendable now divided
+-- by the plan's markup, rounded down. OpenRouter's own figures are never an input. Null limit: no cap.
+create or replace function doorkey.key_limit(
+  p_user_id uuid, p_key_hash text, out limit_micros bigint, out is_uncapped boolean
+)
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
+  select case when p.is_uncapped then null
+         else floor(coalesce(k.charged_cost_micros, 0) + (a.available_micros + a.held_micros) / p.markup)::bigint end,
+         p.is_uncapped
+    into strict limit_micros, is_uncapped
+    from public.credit_accounts as a
+    join public.plans as p on p.id = a.plan_id
+    left join public.openrouter_user_keys as k on k.key_hash = p_key_hash
+   where a.user_id = p_user_id;
+end
+$$;
+revoke all on function doorkey.key_limit(uuid, text) from public, anon, authenticated, service_role;
+
+do $$
+begin
+  if to_regtype('doorkey.provisioning_claim') is null then
+    create type doorkey.provisioning_claim as (
+      user_id uuid, attempt integer, failures integer, key_hash text, limit_micros bigint, is_uncapped boolean
+    );
+  end if;
+end
+$$;
+
+-- Takes the lease and grants the welcome credits. Returns what the work needs, or no row: nothing to claim.
+create or replace function doorkey.claim_provisioning(p_user_id uuid, p_lease_seconds integer, p_request_id text)
+returns setof doorkey.provisioning_claim
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_row doorkey.provisioning;
+begin
+  if p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
+    raise sqlstate 'PT422' using message = 'lease_out_of_range', hint = 'A lease lasts 1 to 3600 seconds.';
+  end if;
+  if not exists (select from doorkey.provisioning as p where p.user_id = p_user_id and p.state <> 'waiting') then
+    perform doorkey.enrol(p_user_id);
+  end if;
+  select * into v_row from doorkey.provisioning as p
+   where p.user_id = p_user_id
+     and ((p.state = 'due' and p.due_at <= now()) or (p.state = 'working' and p.lease_expires_at <= now()))
+     for update skip locked;
+  if not found then
+    return;
+  end if;
+  if v_row.key_hash is null
+     and not exists (select from auth.users as u where u.id = p_user_id and u.deleted_at is null) then
+    update doorkey.provisioning as p set state = 'gone', lease_expires_at = null, updated_at = now()
+     where p.user_id = p_user_id;
+    return;
+  end if;
+  perform doorkey.welcome(p_user_id, 'provisioning', p_request_id);
+  update doorkey.provisioning as p
+     set state = 'working',
+         attempt = p.attempt + 1,
+         claimed = p.wanted,
+         lease_expires_at = now() + make_interval(secs => p_lease_seconds),
+         updated_at = now()
+   where p.user_id = p_user_id
+  returning * into v_row;
+  return query
+    select v_row.user_id, v_row.attempt, v_row.failures, v_row.key_hash, l.limit_micros, l.is_uncapped
+      from doorkey.key_limit(p_user_id, v_row.key_hash) as l;
+end
+$$;
+revoke all on function doorkey.claim_provisioning(uuid, integer, text) from public, anon, authenticated, service_role;
+grant execute on function doorkey.claim_provisioning(uuid, integer, text) to service_role;
+
+create or replace function public.claim_provisioning(user_id uuid, lease_seconds integer, request_id text)
+returns setof doorkey.provisioning_claim
+language sql set search_path = ''
+as $$ select * from doorkey.claim_provisioning($1, $2, $3); $$;
+revoke all on function public.claim_provisioning(uuid, integer, text) from public, anon, authenticated, service_role;
+grant execute on function public.claim_provisioning(uuid, integer, text) to service_role;
+
+-- The row, locked, if this attempt still holds it. An expired lease that nobody took over is still held: nobody
+-- else did anything.
+create or replace function doorkey.hold_lease(p_user_id uuid, p_attempt integer) returns doorkey.provisioning
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_row doorkey.provisioning;
+begin
+  select * into v_row from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  if not found or v_row.state <> 'working' or v_row.attempt is distinct from p_attempt then
+    raise sqlstate 'PT409' using message = 'lease_lost', hint = 'Another attempt took over. Undo what this one made.';
+  end if;
+  return v_row;
+end
+$$;
+revoke all on function doorkey.hold_lease(uuid, integer) from public, anon, authenticated, service_role;
+
+-- Ends an attempt well: ready, or due again if the wish changed meanwhile. Says which.
+create or replace function doorkey.settle_attempt(p_user_id uuid, p_key_hash text)
+returns doorkey.provisioning_state
+language sql security definer set search_path = ''
+as $$
+  update doorkey.provisioning as p
+     set state = case when p.wanted = p.claimed then 'ready' else 'due' end::doorkey.provisioning_state,
+         key_hash = p_key_hash,
+         lease_expires_at = null,
+         failures = 0,
+         last_error = null,
+         due_at = now(),
+         ready_at = coalesce(p.ready_at, now()),
+         updated_at = now()
+   where p.user_id = p_user_id
+  returning p.state;
+$$;
+revoke all on function doorkey.settle_attempt(uuid, text) from public, anon, authenticated, service_role;
+
+-- Registers the key that this attempt made: key, sealed secret, state and profile, all or nothing. Asked again
+-- with the same key it answers again. Refusals: lease_lost, user_gone; only then is the key to be deleted.
+create or replace function doorkey.finish_provisioning(
+  p_user_id uuid, p_attempt integer, p_key_hash text, p_key_name text, p_key_label text,
+  p_limit_micros bigint, p_sealed_secret text, p_request_id text
+) returns text
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_row doorkey.provisioning;
+  v_state doorkey.provisioning_state;
+begin
+  -- Asked again, because the first answer was lost.
+  select p.state into v_state from doorkey.provisioning as p
+    join public.openrouter_user_keys as k on k.key_hash = p.key_hash
+   where p.user_id = p_user_id and k.key_hash = p_key_hash and k.attempt = p_attempt and k.status <> 'deleted';
+  if found then
+    return v_state;
+  end if;
+  v_row := doorkey.hold_lease(p_user_id, p_attempt);
+  if v_row.key_hash is not null then
+    raise exception 'provisioning of % already has a key', p_user_id;
+  end if;
+  -- The lock makes a deletion wait until this key is known, or this attempt see that the user is gone.
+  perform from auth.users as u where u.id = p_user_id and u.deleted_at is null for key share;
+  if not found then
+    raise sqlstate 'PT410' using message = 'user_gone', hint = 'Undo what this attempt made.';
+  end if;
+  insert into public.openrouter_user_keys (key_hash, user_id, key_name, key_label, limit_micros, attempt)
+  values (p_key_hash, p_user_id, p_key_name, p_key_label, p_limit_micros, p_attempt);
+  insert into doorkey.sealed_secrets (key_hash, sealed_secret) values (p_key_hash, p_sealed_secret);
+  v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+  perform doorkey.show_on_profile(p_user_id, 'active', p_key_name, p_limit_micros);
+  perform doorkey.write_audit('provisioning', 'key.created', p_user_id, p_request_id,
+    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros));
+  return v_state;
+end
+$$;
+revoke all on function doorkey.finish_provisioning(uuid, integer, text, text, text, bigint, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.finish_provisioning(uuid, integer, text, text, text, bigint, text, text)
+  to service_role;
+
+create or replace function public.finish_provisioning(
+  user_id uuid, attempt integer, key_hash text, key_name text, key_label text,
+  limit_micros bigint, sealed_secret text, request_id text
+) returns text
+language sql set search_path = ''
+as $$ select doorkey.finish_provisioning($1, $2, $3, $4, $5, $6, $7, $8); $$;
+revoke all on function public.finish_provisioning(uuid, integer, text, text, text, bigint, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.finish_provisioning(uuid, integer, text, text, text, bigint, text, text)
+  to service_role;
+
+-- Records that OpenRouter took the new limit of the key that is there already. Repeatable likewise.
+create or replace function doorkey.finish_key_update(
+  p_user_id uuid, p_attempt integer, p_key_hash text, p_limit_micros bigint, p_request_id text
+) returns text
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_row doorkey.provisioning;
+  v_state doorkey.provisioning_state;
+begin
+  select p.state into v_state from doorkey.provisioning as p
+   where p.user_id = p_user_id and p.attempt = p_attempt and p.key_hash = p_key_hash
+     and p.state in ('ready', 'due');
+  if found then
+    return v_state;
+  end if;
+  v_row := doorkey.hold_lease(p_user_id, p_attempt);
+  update public.openrouter_user_keys as k set limit_micros = p_limit_micros, updated_at = now()
+   where k.key_hash = p_key_hash and k.key_hash = v_row.key_hash;
+  if not found then
+    raise exception 'provisioning of % has another key', p_user_id;
+  end if;
+  v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+  perform doorkey.show_on_profile(p_user_id, 'active', k.key_name, p_limit_micros)
+     from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  perform doorkey.write_audit('provisioning', 'key.limited', p_user_id, p_request_id,
+    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros));
+  return v_state;
+end
+$$;
+revoke all on function doorkey.finish_key_update(uuid, integer, text, bigint, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.finish_key_update(uuid, integer, text, bigint, text) to service_role;
+
+create or replace function public.finish_key_update(
+  user_id uuid, attempt integer, key_hash text, limit_micros bigint, request_id text
+) returns text
+language sql set search_path = ''
+as $$ select doorkey.finish_key_update($1, $2, $3, $4, $5); $$;
+revoke all on function public.finish_key_update(uuid, integer, text, bigint, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.finish_key_update(uuid, integer, text, bigint, text) to service_role;
+
+-- Ends an attempt that failed: due again after the delay that the caller worked out, or dead. Says which.
+create or replace function doorkey.defer_provisioning(
+  p_user_id uuid, p_attempt integer, p_error text, p_delay_seconds integer, p_gives_up boolean, p_request_id text
+) returns text
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_state doorkey.provisioning_state;
+begin
+  if p_delay_seconds is null or p_delay_seconds not between 0 and 86400 then
+    raise sqlstate 'PT422' using message = 'delay_out_of_range', hint = 'A delay lasts 0 to 86400 seconds.';
+  end if;
+  perform doorkey.hold_lease(p_user_id, p_attempt);
+  update doorkey.provisioning as p
+     set state = case when p_gives_up then 'dead' else 'due' end::doorkey.provisioning_state,
+         lease_expires_at = null,
+         failures = p.failures + 1,
+         last_error = p_error,
+         due_at = now() + make_interval(secs => p_delay_seconds),
+         updated_at = now()
+   where p.user_id = p_user_id
+  returning p.state into v_state;
+  if p_gives_up then
+    perform doorkey.show_on_profile(p_user_id, 'failed', null, null);
+  end if;
+  perform doorkey.write_audit('provisioning', 'attempt.failed', p_user_id, p_request_id,
+    jsonb_build_object('attempt', p_attempt, 'error', p_error, 'state', v_state));
+  return v_state;
+end
+$$;
+revoke all on function doorkey.defer_provisioning(uuid, integer, text, integer, boolean, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.defer_provisioning(uuid, integer, text, integer, boolean, text) to service_role;
+
+create or replace function public.defer_provisioning(
+  user_id uuid, attempt integer, error text, delay_seconds integer, gives_up boolean, request_id text
+) returns text
+language sql set search_path = ''
+as $$ select doorkey.defer_provisioning($1, $2, $3, $4, $5, $6); $$;
+revoke all on function public.defer_provisioning(uuid, integer, text, integer, boolean, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.defer_provisioning(uuid, integer, text, integer, boolean, text) to service_role;
+
+-- Credits for a user who has an account already, and the key's limit follows. (A door for operators comes with
+-- the admin API.) The wish is changed first: provisioning row before account, as everywhere.
+create or replace function doorkey.grant_credits(
+  p_user_id uuid, p_type text, p_amount_micros bigint, p_idempotency_key text, p_reason text,
+  p_actor text, p_expires_at timestamptz, p_request_id text
+) returns bigint
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  perform doorkey.want(p_user_id);
+  return doorkey.post_grant(p_user_id, p_type, p_amount_micros, p_idempotency_key, p_reason, p_actor,
+                            p_expires_at, 100::smallint, p_request_id);
+end
+$$;
+revoke all on function doorkey.grant_credits(uuid, text, bigint, text, text, text, timestamptz, text)
+  from public, anon, authenticated, service_role;

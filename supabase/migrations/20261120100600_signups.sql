@@ -1,0 +1,121 @@
+-- The moments that matter in auth.users, and the doorbell.
+--
+-- These triggers run inside other people's signups. They can never fail one: whatever goes wrong is recorded, and
+-- the sweep makes up for it. They fire after a host's own (names are sorted: zz_), because the stock
+-- handle_new_user inserts its profile without `on conflict`.
+
+set lock_timeout = '5s';
+
+create extension if not exists pgcrypto with schema extensions;
+
+-- HMAC-SHA-256 over the exact bytes, by the Standard Webhooks scheme: id.timestamp.body. pgcrypto is looked up
+-- where it is: older projects have it in public.
+do $do$
+begin
+  execute format($sql$
+    create or replace function doorkey.sign_webhook(p_secret text, p_id text, p_timestamp text, p_body text)
+    returns text language sql immutable set search_path = ''
+    as $$
+      select 'v1,' || encode(%I.hmac(
+        convert_to(p_id || '.' || p_timestamp || '.' || p_body, 'UTF8'),
+        decode(substr(p_secret, 7), 'base64'), 'sha256'), 'base64');
+    $$
+  $sql$, (select n.nspname from pg_catalog.pg_extension as e
+            join pg_catalog.pg_namespace as n on n.oid = e.extnamespace where e.extname = 'pgcrypto'));
+end
+$do$;
+revoke all on function doorkey.sign_webhook(text, text, text, text) from public, anon, authenticated, service_role;
+
+-- Asks pg_net to tell the functions once this transaction has committed. A hint only: it may be lost, repeated
+-- or late. pg_net holds its whole batch, and so the host's own webhooks, until the slowest answer: hence one second.
+create or replace function doorkey.ring(p_user_id uuid, p_event text) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_settings doorkey.settings;
+  v_id constant text := 'msg_' || gen_random_uuid();
+  v_timestamp constant text := floor(extract(epoch from clock_timestamp()))::bigint;
+  v_body jsonb;
+begin
+  select * into v_settings from doorkey.settings;
+  if v_settings.webhook_url is null or v_settings.webhook_secret is null then
+    return; -- not connected yet: the rows wait for the sweep
+  end if;
+  -- The shape of a Supabase database webhook, without the row: that one holds password hashes and tokens.
+  v_body := jsonb_build_object(
+    'type', p_event, 'table', 'users', 'schema', 'auth',
+    'record', jsonb_build_object('id', p_user_id), 'old_record', null);
+  perform net.http_post(
+    url := v_settings.webhook_url,
+    body := v_body,
+    headers := jsonb_build_object(
+      'Content-Type', 'application/json',
+      'webhook-id', v_id,
+      'webhook-timestamp', v_timestamp,
+      'webhook-signature', doorkey.sign_webhook(v_settings.webhook_secret, v_id, v_timestamp, v_body::text)),
+    timeout_milliseconds := 1000);
+end
+$$;
+revoke all on function doorkey.ring(uuid, text) from public, anon, authenticated, service_role;
+
+create or replace function doorkey.on_user_created() returns trigger
+language plpgsql security definer set search_path = '' set lock_timeout = '2s'
+as $$
+declare
+  v_state doorkey.provisioning_state;
+  v_object text;
+begin
+  begin
+    v_state := doorkey.enrol(new.id);
+  exception when others then
+    get stacked diagnostics v_object = table_name;
+    perform doorkey.note_trouble('user.not_enrolled', new.id, sqlstate, v_object);
+  end;
+  begin
+    perform doorkey.fill_profile(new.id);
+  exception when others then
+    get stacked diagnostics v_object = column_name;
+    perform doorkey.note_trouble('profile.not_filled', new.id, sqlstate, v_object);
+  end;
+  begin
+    if v_state = 'due' then
+      perform doorkey.ring(new.id, tg_op);
+    end if;
+  exception when others then
+    perform doorkey.note_trouble('hint.not_sent', new.id, sqlstate, null);
+  end;
+  return null;
+end
+$$;
+revoke all on function doorkey.on_user_created() from public, anon, authenticated, service_role;
+
+create or replace function doorkey.on_user_confirmed() returns trigger
+language plpgsql security definer set search_path = '' set lock_timeout = '2s'
+as $$
+declare
+  v_object text;
+begin
+  if doorkey.enrol(new.id) = 'due' then
+    begin
+      perform doorkey.ring(new.id, tg_op);
+    exception when others then
+      perform doorkey.note_trouble('hint.not_sent', new.id, sqlstate, null);
+    end;
+  end if;
+  return null;
+exception when others then
+  get stacked diagnostics v_object = table_name;
+  perform doorkey.note_trouble('user.not_enrolled', new.id, sqlstate, v_object);
+  return null;
+end
+$$;
+revoke all on function doorkey.on_user_confirmed() from public, anon, authenticated, service_role;
+
+create or replace trigger zz_doorkey_user_created after insert on auth.users
+  for each row execute function doorkey.on_user_created();
+-- Not `update of`: that looks at the statement's columns, and a host's own trigger may be what confirms.
+create or replace trigger zz_doorkey_user_confirmed after update on auth.users
+  for each row
+  when ((old.email_confirmed_at is null and new.email_confirmed_at is not null)
+     or (old.phone_confirmed_at is null and new.phone_confirmed_at is not null))
+  execute function doorkey.on_user_confirmed();

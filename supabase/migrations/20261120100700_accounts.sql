@@ -1,0 +1,115 @@
+-- What a person may see of their own, in one answer; and whether all is well, for operators.
+
+set lock_timeout = '5s';
+
+-- No row in credit_accounts yet and no desired state: null, an account that doorkey doesn't serve.
+create or replace function doorkey.account_of(p_user_id uuid) returns jsonb
+language sql stable security definer set search_path = ''
+as $$
+  select jsonb_build_object(
+    'user_id', u.id,
+    'email', u.email,
+    'full_name', left(coalesce(u.raw_user_meta_data ->> 'full_name', u.raw_user_meta_data ->> 'name'), 500),
+    'created_at', u.created_at,
+    'provisioning', jsonb_build_object('state', w.state, 'last_error', w.last_error, 'ready_at', w.ready_at),
+    'credits', (
+      select jsonb_build_object(
+        'plan_id', a.plan_id, 'plan_name', p.name, 'is_uncapped', p.is_uncapped,
+        'available_micros', a.available_micros, 'held_micros', a.held_micros,
+        'debt_micros', a.debt_micros,
+        'granted_micros', (
+          select coalesce(sum(l.amount_micros), 0) from doorkey.credit_lots as l
+           where l.user_id = a.user_id and (l.expires_at is null or l.expires_at > now())),
+        'period_started_at', a.period_started_at, 'period_ends_at', a.period_ends_at,
+        'created_at', a.created_at, 'updated_at', a.updated_at,
+        'micros_per_credit', (select s.micros_per_credit from doorkey.settings as s))
+        from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
+       where a.user_id = u.id),
+    'key', (
+      select jsonb_build_object(
+        'hash', k.key_hash, 'name', k.key_name, 'label', k.key_label, 'limit_micros', k.limit_micros,
+        'status', k.status, 'created_at', k.created_at)
+        from public.openrouter_user_keys as k where k.key_hash = w.key_hash)
+  )
+  from auth.users as u
+  join doorkey.provisioning as w on w.user_id = u.id
+  where u.id = p_user_id;
+$$;
+revoke all on function doorkey.account_of(uuid) from public, anon, authenticated, service_role;
+
+create or replace function doorkey.my_account() returns jsonb
+language sql stable security definer set search_path = ''
+as $$ select doorkey.account_of((select auth.uid())); $$;
+revoke all on function doorkey.my_account() from public, anon, authenticated, service_role;
+grant execute on function doorkey.my_account() to authenticated;
+
+create or replace function public.get_my_account() returns jsonb
+language sql stable set search_path = ''
+as $$ select doorkey.my_account(); $$;
+revoke all on function public.get_my_account() from public, anon, authenticated, service_role;
+grant execute on function public.get_my_account() to authenticated;
+
+-- The sealed secret of the user's live key, as often as the setting allows. No row: no key. Null secret: it was
+-- shown before.
+create or replace function doorkey.reveal_key(p_user_id uuid, p_request_id text)
+returns table (revealed_key_hash text, sealed_secret text)
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_key_hash text;
+  v_is_first boolean;
+begin
+  select w.key_hash into v_key_hash from doorkey.provisioning as w
+   where w.user_id = p_user_id and w.key_hash is not null;
+  if not found then
+    return;
+  end if;
+  update doorkey.sealed_secrets as s set revealed_at = now()
+   where s.key_hash = v_key_hash and s.revealed_at is null;
+  v_is_first := found;
+  if v_is_first then
+    perform doorkey.write_audit('api', 'key.revealed', p_user_id, p_request_id,
+      jsonb_build_object('key_hash', v_key_hash));
+  end if;
+  return query
+    select s.key_hash,
+           case when v_is_first or (select t.key_reveal from doorkey.settings as t) = 'always'
+                then s.sealed_secret end
+      from doorkey.sealed_secrets as s where s.key_hash = v_key_hash;
+end
+$$;
+revoke all on function doorkey.reveal_key(uuid, text) from public, anon, authenticated, service_role;
+grant execute on function doorkey.reveal_key(uuid, text) to service_role;
+
+create or replace function public.reveal_key(user_id uuid, request_id text)
+returns table (revealed_key_hash text, sealed_secret text)
+language sql set search_path = ''
+as $$ select * from doorkey.reveal_key($1, $2); $$;
+revoke all on function public.reveal_key(uuid, text) from public, anon, authenticated, service_role;
+grant execute on function public.reveal_key(uuid, text) to service_role;
+
+create or replace function doorkey.health() returns jsonb
+language sql stable security definer set search_path = ''
+as $$
+  select jsonb_build_object(
+    'installed_at', s.installed_at,
+    'is_webhook_configured', s.webhook_url is not null and s.webhook_secret is not null,
+    'is_pg_net_present', to_regnamespace('net') is not null,
+    'are_triggers_present', (
+      select count(*) = 2 from pg_catalog.pg_trigger as t
+       where t.tgrelid = 'auth.users'::regclass and t.tgenabled <> 'D'
+         and t.tgname in ('zz_doorkey_user_created', 'zz_doorkey_user_confirmed')),
+    'oldest_due_seconds', (
+      select coalesce(floor(extract(epoch from now() - min(w.due_at))), 0)::bigint
+        from doorkey.provisioning as w where w.state = 'due' and w.due_at <= now()),
+    'is_any_dead', exists (select from doorkey.provisioning as w where w.state = 'dead'))
+  from doorkey.settings as s;
+$$;
+revoke all on function doorkey.health() from public, anon, authenticated, service_role;
+grant execute on function doorkey.health() to service_role;
+
+create or replace function public.get_doorkey_health() returns jsonb
+language sql stable set search_path = ''
+as $$ select doorkey.health(); $$;
+revoke all on function public.get_doorkey_health() from public, anon, authenticated, service_role;
+grant execute on function public.get_doorkey_health() to service_role;
