@@ -11,10 +11,9 @@ import base64
 import os
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -25,13 +24,12 @@ import psycopg
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from infra.local import lite, postgres
+from infra.local import hosted, lite, postgres
 from infra.local.functions import WEBHOOK_PATH
 from infra.local.migrations import migrate
-from infra.local.supervisor import Part, PartFailed, Supervisor, answers, free_port
+from infra.local.supervisor import Part, Supervisor, answers, free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-HOSTED_SQL = CHECKOUT / "infra" / "local" / "hosted"
 FOLDER_PREFIX = "doorkey-stack-"
 OWNER_FILE = "supervisor-pid"
 PROJECT = "local"
@@ -115,7 +113,7 @@ class Stack:
 
     def role_url(self, role: str, database: str | None = None) -> str:
         """A connection URL for one of the login roles, in this or another database of the server."""
-        return _with_login(self.superuser_url, role, self.secrets.role_password, database)
+        return with_login(self.superuser_url, role, self.secrets.role_password, database)
 
     @property
     def functions_environment(self) -> dict[str, str]:
@@ -137,8 +135,8 @@ async def running_stack(
         PartFailed: a part could not start.
     """
     options = options or StackOptions()
-    _remove_abandoned()
-    folder = _new_folder()
+    remove_abandoned()
+    folder = new_folder()
     supervisor = Supervisor(options.log_folder or folder / "logs")
     try:
         yield await _start(options, folder, supervisor, progress)
@@ -151,14 +149,12 @@ async def _start(options: StackOptions, folder: Path, supervisor: Supervisor, pr
     made = StackSecrets()
     progress("database")
     superuser_url = await _start_database(options, folder, supervisor, made)
-    postgres_url = _with_login(superuser_url, "postgres", made.role_password)
+    postgres_url = with_login(superuser_url, "postgres", made.role_password)
+    progress("hosted look")
+    await hosted.install(superuser_url, made.role_password, folder, supervisor, made.lite_keys)
+    progress("migrations")
+    await migrate(CHECKOUT, postgres_url)
     async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as database:
-        await _prepare_hosted(database, made)
-        progress("auth schema")
-        await _make_auth_schema(database, superuser_url, folder, supervisor, made)
-        await database.execute((CHECKOUT / "infra" / "local" / "pg_net" / "schema.sql").read_bytes())
-        progress("migrations")
-        await migrate(CHECKOUT, postgres_url)
         ports = {name: free_port() for name in ("rest", "auth", "edge", "openrouter", "functions")}
         urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         await database.execute(
@@ -194,39 +190,6 @@ async def _start_database(options: StackOptions, folder: Path, supervisor: Super
     return server.superuser_url
 
 
-async def _prepare_hosted(database: psycopg.AsyncConnection[object], made: StackSecrets) -> None:
-    """Roles, schemas and privileges as hosted has them.
-
-    Raises:
-        PartFailed: the database is somebody's.
-    """
-    found = await (await database.execute("select to_regnamespace('auth') is not null")).fetchone()
-    if found != (False,):
-        raise PartFailed("postgres", "DATABASE_URL must name an empty database, and this one has a schema called auth")
-    await database.execute((HOSTED_SQL / "roles.sql").read_bytes())
-    for role in ("postgres", "authenticator", "supabase_auth_admin"):
-        await database.execute(
-            psycopg.sql.SQL("alter role {} password {}").format(
-                psycopg.sql.Identifier(role), psycopg.sql.Literal(made.role_password)
-            )
-        )
-
-
-async def _make_auth_schema(
-    database: psycopg.AsyncConnection[object],
-    superuser_url: str,
-    folder: Path,
-    supervisor: Supervisor,
-    made: StackSecrets,
-) -> None:
-    """Lite makes the tables of Auth when it starts; then they are given to whom they belong to on hosted."""
-    port = free_port()
-    await supervisor.start(lite.part("install", CHECKOUT, folder, port, superuser_url, made.lite_keys))
-    await supervisor.stop("install", signal.SIGKILL)
-    await database.execute((HOSTED_SQL / "auth_ownership.sql").read_bytes())
-    await database.execute((CHECKOUT / "infra" / "local" / "edge" / "lite_repairs.sql").read_bytes())
-
-
 def _parts(
     options: StackOptions,
     folder: Path,
@@ -245,7 +208,7 @@ def _parts(
         )
 
     def lite_part(name: str) -> Part:
-        login_url = _with_login(superuser_url, lite.LOGINS[name], made.role_password)
+        login_url = with_login(superuser_url, lite.LOGINS[name], made.role_password)
         return lite.part(name, CHECKOUT, folder, ports[name], login_url, made.lite_keys)
 
     functions_environment = {
@@ -304,7 +267,7 @@ def _parts(
     return {part.name: part for part in parts}
 
 
-def _pg_net_is_up(superuser_url: str):  # type: ignore[no-untyped-def]
+def _pg_net_is_up(superuser_url: str) -> Callable[[], Awaitable[bool]]:
     async def check() -> bool:
         async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as database:
             try:
@@ -316,7 +279,8 @@ def _pg_net_is_up(superuser_url: str):  # type: ignore[no-untyped-def]
     return check
 
 
-def _with_login(url: str, user: str, password: str, database: str | None = None) -> str:
+def with_login(url: str, user: str, password: str, database: str | None = None) -> str:
+    """The same address for another user, and another database if given."""
     parts = urlsplit(url)
     path = parts.path if database is None else f"/{database}"
     return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.hostname}:{parts.port}", path=path))
@@ -329,7 +293,7 @@ def _new_signing_key() -> str:
     ).decode()
 
 
-def _new_folder() -> Path:
+def new_folder() -> Path:
     """A temporary folder that the unprivileged user of Postgres can pass through."""
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
     (folder / OWNER_FILE).write_text(str(os.getpid()))
@@ -338,7 +302,7 @@ def _new_folder() -> Path:
     return folder
 
 
-def _remove_abandoned() -> None:
+def remove_abandoned() -> None:
     """Removes the folders of stacks whose supervisor was killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         try:

@@ -1,0 +1,50 @@
+"""The fixtures that every kind of test may use. Both servers start once, when the first test asks for them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from infra.local.stack import CHECKOUT, Stack, StackOptions, running_stack
+from tests.support.databases import Database, DatabaseServer, running_database_server
+
+TEST_LOGS = CHECKOUT / "build" / "test-logs"
+
+
+@pytest.fixture(scope="session")
+async def stack() -> AsyncIterator[Stack]:
+    """The whole of doorkey, running. Shared: tests make users of their own in it and change nothing for others."""
+    shutil.rmtree(TEST_LOGS, ignore_errors=True)
+    async with running_stack(StackOptions(log_folder=TEST_LOGS)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    """A client for everybody."""
+    async with httpx.AsyncClient(timeout=30.0, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+async def database_server() -> AsyncIterator[DatabaseServer]:
+    """A Postgres with the templates `hosted` and `doorkey`."""
+    async with running_database_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def database(database_server: DatabaseServer) -> AsyncIterator[Database]:
+    """A database of the test's own, with doorkey installed."""
+    async with database_server.clone("doorkey") as clone:
+        yield clone
+
+
+@pytest.fixture
+async def hosted_database(database_server: DatabaseServer) -> AsyncIterator[Database]:
+    """A database of the test's own, as hosted gives it, without doorkey."""
+    async with database_server.clone("hosted") as clone:
+        yield clone
