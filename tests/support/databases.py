@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
@@ -25,11 +25,6 @@ MIGRATIONS = sorted((CHECKOUT / "supabase" / "migrations").glob("*.sql"))
 
 Row = dict[str, Any]
 Connection = psycopg.AsyncConnection[Row]
-
-
-def sql(text: str) -> LiteralString:
-    """For statements put together in tests: psycopg's types ask for literals."""
-    return cast(LiteralString, text)
 
 
 @dataclass(frozen=True)
@@ -70,13 +65,13 @@ class Database:
             await connection.execute(
                 "select set_config('request.jwt.claim.sub', %s, false)", (str(user_id) if user_id else "",)
             )
-            await connection.execute(sql(f"set role {role}"))
+            await connection.execute(f"set role {role}")
             yield connection
 
     async def rows(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
         """What a query as superuser returns."""
         async with self.connect() as connection:
-            return await (await connection.execute(sql(statement), parameters)).fetchall()
+            return await (await connection.execute(statement, parameters)).fetchall()
 
     async def value(self, statement: str, parameters: Sequence[object] = ()) -> Any:
         """The one value that a query as superuser returns."""
@@ -87,7 +82,7 @@ class Database:
     async def run(self, statement: str, parameters: Sequence[object] = (), role: str = postgres.SUPERUSER) -> None:
         """Runs one statement, or several without parameters."""
         async with self.connect(role) as connection:
-            await connection.execute(sql(statement), parameters or None)
+            await connection.execute(statement, parameters or None)
 
     async def migrate(self) -> None:
         """Applies every migration as `postgres`, each in a transaction, as the CLI does."""
@@ -120,7 +115,7 @@ class Database:
             await connection.execute("update users set role = 'authenticated' where id = %s", (user_id,))
             if confirmed and not is_anonymous:
                 column = "email_confirmed_at" if email else "phone_confirmed_at"
-                await connection.execute(sql(f"update users set {column} = now() where id = %s"), (user_id,))
+                await connection.execute(f"update users set {column} = now() where id = %s", (user_id,))
             await connection.commit()
         return user_id
 
@@ -137,15 +132,15 @@ class DatabaseServer:
         """A database of its own, made from a template and dropped at the end."""
         name = f"test_{uuid.uuid4().hex[:12]}"
         async with await psycopg.AsyncConnection.connect(self.superuser_url, autocommit=True) as connection:
-            await connection.execute(sql(f"create database {name} template {template}"))
+            await connection.execute(f"create database {name} template {template}")
             # Settings and grants on a database are not cloned with it.
-            await connection.execute(sql(f"grant create, connect, temporary on database {name} to postgres"))
+            await connection.execute(f"grant create, connect, temporary on database {name} to postgres")
             try:
                 yield Database(
                     name, with_login(self.superuser_url, postgres.SUPERUSER, self._root_password, name), self.password
                 )
             finally:
-                await connection.execute(sql(f"drop database {name} with (force)"))
+                await connection.execute(f"drop database {name} with (force)")
 
     @property
     def _root_password(self) -> str:
