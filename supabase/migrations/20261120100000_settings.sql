@@ -4,7 +4,8 @@
 -- right where they are made: on hosted Supabase the default privileges grant to anon, authenticated and
 -- service_role by name, so a revoke from public alone protects nothing.
 
-set lock_timeout = '5s';
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
 
 create schema if not exists doorkey;
 revoke all on schema doorkey from public, anon, authenticated, service_role;

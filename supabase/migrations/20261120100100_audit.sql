@@ -1,6 +1,7 @@
 -- Who did what to whom, and what went wrong where nothing was allowed to fail.
 
-set lock_timeout = '5s';
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
 
 create table if not exists doorkey.audit_log (
   id bigint generated always as identity primary key,

@@ -1,6 +1,7 @@
 -- Plans: what a user is given, and what a call costs them.
 
-set lock_timeout = '5s';
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
 
 create table if not exists public.plans (
   id text primary key check (id ~ '^[a-z][a-z0-9_-]{0,62}$'),
@@ -50,4 +51,5 @@ begin
 end
 $$;
 -- So that deleting a plan doesn't read the whole table (lint 0001); one row, but the lint is right on principle.
+-- squawk-ignore require-concurrent-index-creation
 create index if not exists settings_default_plan on doorkey.settings (default_plan_id);

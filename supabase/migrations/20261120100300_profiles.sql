@@ -3,7 +3,8 @@
 -- Many projects have a `public.profiles` already. Then we add our own three nullable columns and leave its grants,
 -- policies, triggers and rows alone; where even that is impossible (a view, another owner), we note it and go on.
 
-set lock_timeout = '5s';
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
 
 do $$
 begin

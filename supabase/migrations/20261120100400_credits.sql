@@ -4,7 +4,8 @@
 -- sum to zero. `public.credit_accounts` caches each user's balances; one trigger keeps it, and its checks are what
 -- makes an overdraft impossible. Lock order everywhere: provisioning row, then account, then lots.
 
-set lock_timeout = '5s';
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
 
 do $$
 begin

@@ -4,7 +4,8 @@
 -- while a worker holds the lease; finishing completes only what was claimed, else the row is due again. The attempt
 -- number fences: a worker that wakes up after its lease cannot overwrite the winner.
 
-set lock_timeout = '5s';
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
 
 do $$
 begin

@@ -4,7 +4,8 @@
 -- the sweep makes up for it. They fire after a host's own (names are sorted: zz_), because the stock
 -- handle_new_user inserts its profile without `on conflict`.
 
-set lock_timeout = '5s';
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
 
 create extension if not exists pgcrypto with schema extensions;
 

@@ -1,6 +1,7 @@
 -- What a person may see of their own, in one answer; and whether all is well, for operators.
 
-set lock_timeout = '5s';
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
 
 -- No row in credit_accounts yet and no desired state: null, an account that doorkey doesn't serve.
 create or replace function doorkey.account_of(p_user_id uuid) returns jsonb

@@ -1,0 +1,107 @@
+"""The command line: ``doorkey``.
+
+Every command says what it is doing while it does it, and ends with a plain sentence and a code that isn't 0 when it
+failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from infra.cli import demo as demo_command
+from infra.cli import dev as dev_command
+from infra.local.stack import StackOptions
+from infra.local.supervisor import PartFailed
+
+app = typer.Typer(
+    name="doorkey",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="A signup in a Supabase app becomes a profile, trial credits in a ledger and an OpenRouter key of its own.",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+INTERRUPTED = 130
+
+LogFolder = Annotated[
+    Path | None,
+    typer.Option(help="Where the parts' logs go, one file each; without it they go away with the stack."),
+]
+LatencyMs = Annotated[int, typer.Option(min=0, max=60_000, help="How long the OpenRouter simulator takes to answer.")]
+
+
+@app.callback()
+def _commands() -> None:
+    """So that one command is still a command."""
+
+
+@app.command(epilog="Example: [bold]doorkey demo --openrouter-latency-ms 300[/bold]")
+def demo(log_folder: LogFolder = None, openrouter_latency_ms: LatencyMs = 0) -> None:
+    """Starts everything on this machine, signs three people up, shows what they get, and stops.
+
+    Needs no Docker and no account. Takes about 15 seconds.
+    """
+    _run(demo_command.run(console, _options(log_folder, openrouter_latency_ms)))
+
+
+@app.command(epilog="Example: [bold]doorkey dev --log-folder build/logs[/bold]")
+def dev(log_folder: LogFolder = None, openrouter_latency_ms: LatencyMs = 0) -> None:
+    """Starts everything on this machine and leaves it running until Ctrl-C.
+
+    Prints the addresses and keys, then each part's log, prefixed. With DATABASE_URL set (a superuser of an empty
+    database) that database is used instead of the embedded one.
+    """
+    _run(dev_command.run(console, _options(log_folder, openrouter_latency_ms)))
+
+
+def _options(log_folder: Path | None, openrouter_latency_ms: int) -> StackOptions:
+    return StackOptions(
+        log_folder=log_folder.resolve() if log_folder else None,
+        database_url=os.environ.get("DATABASE_URL") or None,
+        openrouter_latency_ms=openrouter_latency_ms,
+    )
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a command to its end; Ctrl-C and SIGTERM end it in good order, and everything it started with it."""
+    try:
+        asyncio.run(_until_told(work))
+    except PartFailed as failure:
+        for line in failure.last_lines:
+            errors.print(f"  {failure.part} | {line}", style="dim", markup=False, highlight=False)
+        errors.print(f"{failure.part} {failure.reason}.", style="bold red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except demo_command.DemoFailed as failure:
+        errors.print(str(failure), style="bold red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except asyncio.CancelledError:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+async def _until_told(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Once: whoever insists, by a second Ctrl-C, must not interrupt the stopping.
+        loop.add_signal_handler(number, task.cancel)
+    await task
+
+
+def main() -> None:
+    """The entry point of the ``doorkey`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

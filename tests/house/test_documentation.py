@@ -1,0 +1,73 @@
+"""Every setting, command, error code and make target is documented: a test completes every list."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+import typer.main
+from click import Command, Group
+from pydantic_core import PydanticUndefined
+
+from functions.kit.errors import DoorkeyError
+from functions.kit.settings import Settings
+from infra.cli.main import app
+from infra.local.stack import CHECKOUT
+
+README = (CHECKOUT / "README.md").read_text()
+
+
+def settings_table() -> str:
+    """The table in docs/settings.md, as the code has it."""
+    rows = ["| variable | default | what it is |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        if field.is_required():
+            default = "**required**"
+        elif field.default in (None, ()) or field.default is PydanticUndefined:
+            default = "not set"
+        else:
+            default = f"`{field.default}`"
+        rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def commands() -> dict[str, Command]:
+    """Every command of `doorkey`."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, Group)
+    return dict(group.commands)
+
+
+def test_every_setting_is_documented() -> None:
+    table = settings_table()
+    assert table in (CHECKOUT / "docs" / "settings.md").read_text(), f"Put this into docs/settings.md:\n{table}"
+
+
+@pytest.mark.parametrize("name", list(commands()))
+def test_every_command_has_help_and_an_example_and_is_in_the_readme(name: str) -> None:
+    command = commands()[name]
+    assert command.help
+    assert f"doorkey {name}" in (command.epilog or ""), "Give an example in the epilog."
+    assert f"doorkey {name}" in README
+
+
+def test_every_make_target_has_a_line_of_help() -> None:
+    makefile = (CHECKOUT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    explained = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert targets == explained
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
+    assert phony == targets
+
+
+def _all_errors(kind: type[DoorkeyError] = DoorkeyError) -> list[type[DoorkeyError]]:
+    return [kind, *(inner for child in kind.__subclasses__() for inner in _all_errors(child))]
+
+
+def test_every_error_code_is_documented() -> None:
+    for module in ("functions.clients.supabase", "functions.clients.openrouter"):
+        importlib.import_module(module)
+    page = (CHECKOUT / "docs" / "errors.md").read_text()
+    missing = {kind.code for kind in _all_errors() if f"`{kind.code}`" not in page}
+    assert not missing, "Say in docs/errors.md what it means, who can mend it, and how."
