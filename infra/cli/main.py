@@ -32,8 +32,6 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-INTERRUPTED = 130
-
 LogFolder = Annotated[
     Path | None,
     typer.Option(help="Where the parts' logs go, one file each; without it they go away with the stack."),
@@ -52,7 +50,7 @@ def demo(log_folder: LogFolder = None, openrouter_latency_ms: LatencyMs = 0) -> 
 
     Needs no Docker and no account. Takes about 15 seconds.
     """
-    _run(demo_command.run(console, _options(log_folder, openrouter_latency_ms)))
+    _run(demo_command.run(console, _options(log_folder, openrouter_latency_ms)), interrupted_code=130)
 
 
 @app.command(epilog="Example: [bold]doorkey dev --log-folder build/logs[/bold]")
@@ -62,7 +60,8 @@ def dev(log_folder: LogFolder = None, openrouter_latency_ms: LatencyMs = 0) -> N
     Prints the addresses and keys, then each part's log, prefixed. With DATABASE_URL set (a superuser of an empty
     database) that database is used instead of the embedded one.
     """
-    _run(dev_command.run(console, _options(log_folder, openrouter_latency_ms)))
+    # Ctrl-C is how it is meant to end.
+    _run(dev_command.run(console, _options(log_folder, openrouter_latency_ms)), interrupted_code=0)
 
 
 def _options(log_folder: Path | None, openrouter_latency_ms: int) -> StackOptions:
@@ -73,7 +72,7 @@ def _options(log_folder: Path | None, openrouter_latency_ms: int) -> StackOption
     )
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def _run(work: Coroutine[Any, Any, None], interrupted_code: int) -> None:
     """Runs a command to its end; Ctrl-C and SIGTERM end it in good order, and everything it started with it."""
     try:
         asyncio.run(_until_told(work))
@@ -86,15 +85,22 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         errors.print(str(failure), style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except asyncio.CancelledError:
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(interrupted_code) from None
 
 
 async def _until_told(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Once: whoever insists, by a second Ctrl-C, must not interrupt the stopping.
-        loop.add_signal_handler(number, task.cancel)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def told() -> None:
+        # Whoever insists, by a second Ctrl-C, must not interrupt the stopping.
+        for number in signals:
+            loop.add_signal_handler(number, lambda: None)
+        task.cancel()
+
+    for number in signals:
+        loop.add_signal_handler(number, told)
     await task
 
 

@@ -9,6 +9,7 @@ The surprising things (Lite 0.10.0):
 - At its first request it grants everything on schemas with row level security to the API roles, if it has the power.
   So the demotion must come first. That one request fails then, and every later one runs as it should.
 - It decides at that first request, once, whether there is row level security: it must start after the migrations.
+- It knows only the tables that its login may read itself, at that first request; authenticator may read none.
 """
 
 from __future__ import annotations
@@ -105,8 +106,15 @@ async def demote(database: psycopg.AsyncConnection[object], rest_port: int, keys
     for login in LOGINS.values():
         await database.execute(f"alter role {login} nosuperuser")
     async with httpx.AsyncClient(trust_env=False, timeout=10.0) as client:
-        url = f"http://127.0.0.1:{rest_port}/rest/v1/doorkey_first_request"
-        await client.get(url, headers={"apikey": keys.publishable})
+        # Reading is no power to grant. (Before Postgres 16 it is the role, not the membership, that inherits.)
+        await database.execute("alter role authenticator inherit")
+        await database.execute("grant pg_read_all_data to authenticator")
+        try:
+            url = f"http://127.0.0.1:{rest_port}/rest/v1/doorkey_first_request"
+            await client.get(url, headers={"apikey": keys.publishable})
+        finally:
+            await database.execute("revoke pg_read_all_data from authenticator")
+            await database.execute("alter role authenticator noinherit")
         outcome = await client.post(
             f"http://127.0.0.1:{rest_port}/rest/v1/rpc/get_doorkey_health",
             headers={"apikey": keys.publishable},

@@ -44,10 +44,17 @@ async def run_cli(checkout: Path, *words: str, database_url: str) -> str:
     try:
         out, err = await asyncio.wait_for(process.communicate(), MIGRATION_SECONDS)
     except TimeoutError:
-        process.kill()
         raise PartFailed("migrations", f"took longer than {MIGRATION_SECONDS} seconds") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if process.returncode != 0:
-        raise PartFailed("migrations", f"`supabase {' '.join(words)}` failed", (out + err).decode().splitlines()[-12:])
+        raise PartFailed(
+            "migrations",
+            f"could not be applied: `supabase {' '.join(words)}` failed",
+            (out + err).decode().splitlines()[-12:],
+        )
     return out.decode()
 
 

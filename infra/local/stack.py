@@ -11,6 +11,7 @@ import base64
 import os
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,6 +33,8 @@ from infra.local.supervisor import Part, Supervisor, answers, free_port
 CHECKOUT = Path(__file__).resolve().parents[2]
 FOLDER_PREFIX = "doorkey-stack-"
 OWNER_FILE = "supervisor-pid"
+# Where to go when the usual temporary folder is closed to others and the database must run as somebody else.
+PUBLIC_PLACES = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108  mkdtemp makes names that nobody can foresee
 PROJECT = "local"
 
 Progress = Callable[[str], None]
@@ -185,7 +188,8 @@ async def _start(options: StackOptions, folder: Path, supervisor: Supervisor, pr
 async def _start_database(options: StackOptions, folder: Path, supervisor: Supervisor, made: StackSecrets) -> str:
     if options.database_url is not None:
         return options.database_url
-    server = await asyncio.to_thread(postgres.prepare, CHECKOUT, folder, made.superuser_password, free_port())
+    # Not in a thread: that could not be cancelled, and would go on writing into a folder that is being removed.
+    server = postgres.prepare(CHECKOUT, folder, made.superuser_password, free_port())
     await supervisor.start(postgres.part(server))
     return server.superuser_url
 
@@ -295,16 +299,25 @@ def _new_signing_key() -> str:
 
 def new_folder() -> Path:
     """A temporary folder that the unprivileged user of Postgres can pass through."""
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    parent = Path(tempfile.gettempdir())
+    if postgres.unprivileged_identity() is not None:
+        parent = next((place for place in (parent, *PUBLIC_PLACES) if _everybody_may_pass(place)), parent)
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
     (folder / OWNER_FILE).write_text(str(os.getpid()))
     # Others may pass, not look; what is secret in it has closed permissions of its own.
     folder.chmod(0o711)
     return folder
 
 
+def _everybody_may_pass(place: Path) -> bool:
+    return place.is_dir() and all(
+        step.stat().st_mode & stat.S_IXOTH for step in (place.resolve(), *place.resolve().parents)
+    )
+
+
 def remove_abandoned() -> None:
     """Removes the folders of stacks whose supervisor was killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+    for folder in {f for p in (tempfile.gettempdir(), *PUBLIC_PLACES) for f in Path(p).glob(f"{FOLDER_PREFIX}*")}:
         try:
             owner = int((folder / OWNER_FILE).read_text())
             os.kill(owner, 0)
