@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from infra.local.supervisor import PartFailed
+from infra.local.supervisor import LAST_LINES, PartFailed
 
 MIGRATION_SECONDS = 120
 
@@ -53,7 +53,7 @@ async def run_cli(checkout: Path, *words: str, database_url: str) -> str:
         raise PartFailed(
             "migrations",
             f"could not be applied: `supabase {' '.join(words)}` failed",
-            (out + err).decode().splitlines()[-12:],
+            (out + err).decode(errors="replace").splitlines()[-LAST_LINES:],
         )
     return out.decode()
 

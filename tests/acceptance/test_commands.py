@@ -35,12 +35,8 @@ def place() -> Iterator[Path]:
 
 def start(place: Path, *words: str) -> subprocess.Popen[str]:
     """Runs a doorkey command whose temporary folder is `place`."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": os.environ.get("HOME", "/"),
-        "TMPDIR": str(place),
-        "COLUMNS": "200",
-    }
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = {**kept, "TMPDIR": str(place), "COLUMNS": "200"}
     return subprocess.Popen(
         [sys.executable, "-m", "infra.cli.main", *words],
         cwd=CHECKOUT,
@@ -176,7 +172,7 @@ def test_no_part_outlives_a_killed_supervisor_and_the_next_start_cleans_up(place
     while processes_of(place) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     assert processes_of(place) == []
-    assert [path for path in place.glob(f"{FOLDER_PREFIX}*")] != []
+    assert list(place.glob(f"{FOLDER_PREFIX}*")) != []
     second = start(place, "dev")
     wait_until_up(place, second)
     assert len(list(place.glob(f"{FOLDER_PREFIX}*"))) == 1
