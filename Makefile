@@ -11,13 +11,13 @@ setup: ## Install everything that is needed, from the lock files
 	@sh infra/setup.sh
 
 demo: setup ## Sign three people up on a stack of real parts, show what they get, and stop
-	@$(BIN)/doorkey demo
+	@$(BIN)/doorkey demo $(ARGS)
 
 dev: setup ## The same stack, left running until Ctrl-C
-	@$(BIN)/doorkey dev
+	@$(BIN)/doorkey dev $(ARGS)
 
 test: check ## Every kind of test, against the real parts
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(ARGS)
 
 check: setup ## Format, lint, types, import rules, migrations, lock files: in seconds
 	@$(BIN)/ruff format --check --quiet . || (echo "Run make format." && false)

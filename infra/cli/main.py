@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,36 +40,47 @@ LogFolder = Annotated[
 LatencyMs = Annotated[int, typer.Option(min=0, max=60_000, help="How long the OpenRouter simulator takes to answer.")]
 
 
+Port = typer.Option(min=1, max=65_535, help="A fixed port, for an app that has the address in its configuration.")
+
+
 @app.callback()
 def _commands() -> None:
     """So that one command is still a command."""
 
 
-@app.command(epilog="Example: [bold]doorkey demo --openrouter-latency-ms 300[/bold]")
-def demo(log_folder: LogFolder = None, openrouter_latency_ms: LatencyMs = 0) -> None:
+@app.command(epilog="Example: [bold]doorkey demo --latency-ms 300[/bold]")
+def demo(log_folder: LogFolder = None, latency_ms: LatencyMs = 0) -> None:
     """Starts everything on this machine, signs three people up, shows what they get, and stops.
 
     Needs no Docker and no account. Takes about 15 seconds.
     """
-    _run(demo_command.run(console, _options(log_folder, openrouter_latency_ms)), interrupted_code=130)
+    _run(demo_command.run(console, _options(log_folder, latency_ms)), interrupted_code=130)
 
 
-@app.command(epilog="Example: [bold]doorkey dev --log-folder build/logs[/bold]")
-def dev(log_folder: LogFolder = None, openrouter_latency_ms: LatencyMs = 0) -> None:
+@app.command(epilog="Example: [bold]doorkey dev --supabase-port 54321 --log-folder build/logs[/bold]")
+def dev(
+    log_folder: LogFolder = None,
+    latency_ms: LatencyMs = 0,
+    supabase_port: Annotated[int | None, Port] = None,
+    functions_port: Annotated[int | None, Port] = None,
+) -> None:
     """Starts everything on this machine and leaves it running until Ctrl-C.
 
     Prints the addresses and keys, then each part's log, prefixed. With DATABASE_URL set (a superuser of an empty
     database) that database is used instead of the embedded one.
     """
     # Ctrl-C is how it is meant to end.
-    _run(dev_command.run(console, _options(log_folder, openrouter_latency_ms)), interrupted_code=0)
+    chosen = {"edge": supabase_port, "functions": functions_port}
+    ports = {name: port for name, port in chosen.items() if port is not None}
+    options = replace(_options(log_folder, latency_ms), ports=ports)
+    _run(dev_command.run(console, options), interrupted_code=0)
 
 
-def _options(log_folder: Path | None, openrouter_latency_ms: int) -> StackOptions:
+def _options(log_folder: Path | None, latency_ms: int) -> StackOptions:
     return StackOptions(
         log_folder=log_folder.resolve() if log_folder else None,
         database_url=os.environ.get("DATABASE_URL") or None,
-        openrouter_latency_ms=openrouter_latency_ms,
+        openrouter_latency_ms=latency_ms,
     )
 
 

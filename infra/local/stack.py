@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from infra.local import hosted, lite, postgres
 from infra.local.functions import WEBHOOK_PATH
 from infra.local.migrations import migrate
-from infra.local.supervisor import Part, Supervisor, answers, free_port
+from infra.local.supervisor import Part, PartFailed, Supervisor, answers, free_port, is_port_free
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FOLDER_PREFIX = "doorkey-stack-"
@@ -49,12 +49,14 @@ class StackOptions:
         database_url: of a superuser of an empty database, instead of the embedded Postgres.
         openrouter_latency_ms: how long the simulator takes for each answer.
         functions_environment: settings of the functions, over the stack's own.
+        ports: fixed ports by part, for apps that have the address in their configuration; others are found.
     """
 
     log_folder: Path | None = None
     database_url: str | None = None
     openrouter_latency_ms: int = 0
     functions_environment: dict[str, str] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,6 +152,8 @@ async def running_stack(
 
 async def _start(options: StackOptions, folder: Path, supervisor: Supervisor, progress: Progress) -> Stack:
     made = StackSecrets()
+    ports = {name: _port(name, options) for name in ("rest", "auth", "edge", "openrouter", "functions")}
+    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     progress("database")
     superuser_url = await _start_database(options, folder, supervisor, made)
     postgres_url = with_login(superuser_url, "postgres", made.role_password)
@@ -158,8 +162,6 @@ async def _start(options: StackOptions, folder: Path, supervisor: Supervisor, pr
     progress("migrations")
     await migrate(CHECKOUT, postgres_url)
     async with await psycopg.AsyncConnection.connect(superuser_url, autocommit=True) as database:
-        ports = {name: free_port() for name in ("rest", "auth", "edge", "openrouter", "functions")}
-        urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         await database.execute(
             "update doorkey.settings set webhook_url = %s, webhook_secret = %s",
             (urls["functions"] + WEBHOOK_PATH, made.webhook_secret),
@@ -192,6 +194,15 @@ async def _start_database(options: StackOptions, folder: Path, supervisor: Super
     server = postgres.prepare(CHECKOUT, folder, made.superuser_password, free_port())
     await supervisor.start(postgres.part(server))
     return server.superuser_url
+
+
+def _port(name: str, options: StackOptions) -> int:
+    wanted = options.ports.get(name)
+    if wanted is None:
+        return free_port()
+    if not is_port_free(wanted):
+        raise PartFailed(name, f"can't have port {wanted}: another program listens there; choose another, or none")
+    return wanted
 
 
 def _parts(

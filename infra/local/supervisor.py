@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -24,8 +25,12 @@ import httpx
 READY_POLL_SECONDS = 0.02
 STOP_SECONDS = 10.0
 LAST_LINES = 12
+PORTS = range(20_000, 32_000)
+PORT_TRIES = 200
 
 _PR_SET_PDEATHSIG = 1
+# Parts of one stack are given ports before they listen on them.
+_given_out: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -202,11 +207,32 @@ class Supervisor:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody used a moment ago."""
+    """A port on 127.0.0.1 that nobody used a moment ago.
+
+    From below the range that systems take outgoing connections' ports from: one of those, made between the look and
+    the start of a part, would take the port away.
+
+    Raises:
+        PartFailed: none is free.
+    """
+    for _ in range(PORT_TRIES):
+        port = secrets.choice(PORTS)
+        if port not in _given_out and is_port_free(port):
+            _given_out.add(port)
+            return port
+    raise PartFailed("ports", f"none found between {PORTS.start} and {PORTS.stop}; is something using them all")
+
+
+def is_port_free(port: int) -> bool:
+    """Whether a server could listen on it now, on 127.0.0.1."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        # As servers do: a port whose last connections are still being forgotten is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def answers(url: str) -> Callable[[], Awaitable[bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -199,4 +200,13 @@ def test_a_part_that_cannot_start_is_named_with_its_reason(place: Path) -> None:
     assert outcome.returncode == 1
     assert "DATABASE_URL" in outcome.stderr
     assert "Traceback" not in outcome.stderr
+    wait_until_nothing_is_left(place)
+
+
+def test_a_taken_port_is_named_and_nothing_is_started(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start(place, "dev", "--functions-port", str(port))
+        assert process.wait(UP_SECONDS) == 1
+    assert f"functions can't have port {port}: another program listens there" in out(place)
     wait_until_nothing_is_left(place)
