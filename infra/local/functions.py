@@ -87,6 +87,8 @@ def main() -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        # Whoever calls from this machine could else claim any address.
+        proxy_headers=False,
     )
 
 
