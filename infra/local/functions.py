@@ -11,7 +11,6 @@ import asyncio
 import base64
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +21,7 @@ from functions.clients.outside import build_clients
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings, SettingsInvalid
 from functions.web.entry import Handle
+from infra.local.serving import CannotListen, listen, serve
 
 WEBHOOK_PATH = "/webhooks/supabase"
 
@@ -78,18 +78,10 @@ def main() -> None:
     start_logging()
     try:
         settings = Settings.from_environment()
-    except SettingsInvalid as error:
+        listener = listen(arguments.host, arguments.port)
+    except (SettingsInvalid, CannotListen) as error:
         raise SystemExit(str(error)) from None
-    uvicorn.run(
-        create_app(settings),
-        host=arguments.host,
-        port=arguments.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        # Whoever calls from this machine could else claim any address.
-        proxy_headers=False,
-    )
+    serve(create_app(settings), listener)
 
 
 if __name__ == "__main__":

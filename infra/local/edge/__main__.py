@@ -3,29 +3,13 @@
 import argparse
 import logging
 import os
-import socket
 import sys
-
-import uvicorn
 
 from infra.local.edge.app import create_app
 from infra.local.edge.config import BadConfiguration, read_config
+from infra.local.serving import CannotListen, listen, serve
 
 HOST = "127.0.0.1"
-SHUTDOWN_SECONDS = 5
-
-
-def _listen(port: int) -> socket.socket:
-    # The protocol must be named: asyncio sets TCP_NODELAY only where it reads TCP, and without it
-    # every answer waits 40 ms for the client's delayed acknowledgement.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError:
-        listener.close()
-        raise BadConfiguration(f"The edge cannot start: port {port} is in use.") from None
-    return listener
 
 
 def main() -> None:
@@ -40,7 +24,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs queries
     log = logging.getLogger("doorkey.edge")
     try:
-        listener = _listen(flags.port)
+        listener = listen(HOST, flags.port)
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         config = read_config(
             os.environ,
@@ -49,6 +33,9 @@ def main() -> None:
             public_url=flags.public_url or address,
         )
         app = create_app(config)
+    except CannotListen as error:
+        log.error("The edge cannot start: %s.", error)  # noqa: TRY400 - one sentence, no traceback
+        raise SystemExit(1) from None
     except BadConfiguration as error:
         log.error("%s", error)  # noqa: TRY400 - one sentence, no traceback
         raise SystemExit(1) from None
@@ -57,17 +44,7 @@ def main() -> None:
         log.error("The edge cannot start: EDGE_SIGNING_KEY is no ES256 private key in PEM form.")  # noqa: TRY400
         raise SystemExit(1) from None
     log.info("edge.started address=%s", address)
-    options = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        # Callers must not choose their own address.
-        proxy_headers=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-    )
-    uvicorn.Server(options).run(sockets=[listener])
+    serve(app, listener)
     log.info("edge.stopped")
 
 

@@ -40,7 +40,7 @@ async def test_a_missing_secret_or_a_bad_key_ends_it_with_one_sentence(edge: Edg
     assert (code, unfit_code, taken_code) == (1, 1, 1)
     assert "The edge cannot start: EDGE_SIGNING_KEY is missing." in said
     assert "EDGE_SIGNING_KEY is no ES256 private key" in unfit_said
-    assert f"port {taken} is in use" in taken_said
+    assert f"The edge cannot start: 127.0.0.1:{taken} can't be had (address already in use)" in taken_said
     for output in (said, unfit_said, taken_said):
         assert len(output.splitlines()) == 1
 
