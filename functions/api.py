@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.security import HTTPBearer
 from mangum import Mangum
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -33,15 +34,21 @@ from functions.kit.errors import (
 from functions.kit.observability import start_logging
 from functions.kit.sealing import Sealer
 from functions.kit.settings import Settings
-from functions.web.conventions import PROBLEM_TYPE, REQUEST_ID_HEADER, Conventions, problem_response
+from functions.web.conventions import PROBLEM_TYPE, REQUEST_ID_HEADER, Conventions, Problem, problem_response
 from functions.web.events import Event, NotARequest, choose_request_id, read_request, refuse
 from functions.web.routes import LEGACY_BALANCE
 from functions.web.sessions import Session, Sessions
 
 MAX_SIGNUP_BODY_BYTES = 64 * 1024
-# What Auth is told of the caller's page, besides the body.
-SIGNUP_HEADERS = ("x-client-info", "x-supabase-api-version", "user-agent")
+# What Auth is told of the caller's page, besides the body. Not its User-Agent: the gateway refuses a secret key that
+# seems to come from a browser (supabase.md 3).
+SIGNUP_HEADERS = ("x-client-info", "x-supabase-api-version")
 PENDING_RETRY_SECONDS = 2
+
+USER_TOKEN = HTTPBearer(
+    scheme_name="user", bearerFormat="JWT", description="Access token of Supabase Auth.", auto_error=False
+)
+OPERATOR_TOKEN = HTTPBearer(scheme_name="operator", description="The operator token.", auto_error=False)
 
 T = TypeVar("T")
 
@@ -74,10 +81,17 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
         description="Profile, credits and OpenRouter key of the signed-in user.",
         docs_url=None,
         redoc_url=None,
+        # Else /v1/me/ would be answered with an address put together from what the caller says our name is.
+        redirect_slashes=False,
+        responses={"default": {"model": Problem, "description": "An error; see `code`."}},
     )
     _add_conventions(app, settings)
 
-    async def current_session(request: Request) -> Session:
+    async def current_session(
+        request: Request,
+        # For the API's description alone; the header is read and judged by `sessions`.
+        _: Annotated[object, Depends(USER_TOKEN)],
+    ) -> Session:
         return await sessions.verify(request.headers.get("authorization"))
 
     async def own_account(session: Annotated[Session, Depends(current_session)]) -> dict[str, Any]:
@@ -145,7 +159,7 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
         return Alive(status="ok")
 
     @app.get("/health/ready", summary="Every dependency checked; for operators")
-    async def ready(request: Request, response: Response) -> Readiness:
+    async def ready(request: Request, response: Response, _: Annotated[object, Depends(OPERATOR_TOKEN)]) -> Readiness:
         _require_operator(request, settings)
         checks = await check_all(clients.supabase, clients.openrouter, jwt_secret is not None)
         states = {check.state for check in checks}
@@ -212,7 +226,7 @@ class ApiEntry:
     def __call__(self, event: Event, context: Any = None) -> dict[str, Any]:
         """Handles one event to its end."""
         try:
-            read_request(event)
+            request = read_request(event)
         except NotARequest as error:
             return refuse(RequestInvalid(f"not a request: {error}"), choose_request_id(None), "request.refused")
         if self._mangum is None:
@@ -221,7 +235,12 @@ class ApiEntry:
             self._mangum = Mangum(
                 self._build_app(), lifespan="off", text_mime_types=["text/", "application/json", PROBLEM_TYPE]
             )
-        return self._mangum(dict(event), context)
+        try:
+            return self._mangum(dict(event), context)
+        except Exception as error:  # noqa: BLE001  Mangum reads more of an event than we do, and trusts it
+            return refuse(
+                RequestInvalid(f"not a request: {type(error).__name__}"), request.request_id, "request.refused"
+            )
 
 
 def _build_from_environment() -> FastAPI:

@@ -14,6 +14,11 @@ from tests.support.databases import Database, DatabaseServer, running_database_s
 TEST_LOGS = CHECKOUT / "build" / "test-logs"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What searches the logs runs last: it is about everything before it."""
+    items.sort(key=lambda item: item.path.name == "test_logs.py")
+
+
 @pytest.fixture(scope="session")
 async def stack() -> AsyncIterator[Stack]:
     """The whole of doorkey, running. Shared: tests make users of their own in it and change nothing for others."""

@@ -155,7 +155,7 @@ class OpenRouter:
 
 
 def _dollars(micros: int | None) -> float | None:
-    """JSON has no decimals; a double keeps micro-dollars exact up to nine billion dollars."""
+    """JSON has no decimals; a double keeps micro-dollars exact up to four billion dollars."""
     return None if micros is None else micros / MICROS_PER_DOLLAR
 
 
@@ -166,10 +166,12 @@ def _read_created(answer: Any) -> CreatedKey:
             key_hash=str(data["hash"]),
             name=str(data["name"]),
             label=data.get("label"),
-            secret=str(secret),
+            secret=secret,
         )
     except (KeyError, TypeError):
         raise OpenRouterAnswerLost("POST keys: 201, but without a key") from None
+    if not isinstance(secret, str) or not secret:
+        raise OpenRouterAnswerLost("POST keys: 201, but without a secret")
     # facts.md 1.4 says it is the SHA-256 of the secret. PATCH and DELETE take the API's word for it, so that counts.
     if not _HASH.fullmatch(created.key_hash):
         raise OpenRouterAnswerLost("POST keys: 201, but the hash is none")
@@ -204,5 +206,5 @@ def _retry_after_seconds(response: httpx.Response) -> float | None:
         at = parsedate_to_datetime(text)
         sent = parsedate_to_datetime(response.headers["date"])
         return max(0.0, (at - sent).total_seconds())
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, IndexError):  # what the parser raises for garbage
         return None

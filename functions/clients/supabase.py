@@ -131,9 +131,12 @@ class Supabase:
         response = await self._send(
             f"{self._url}/rest/v1/rpc/{rpc.name}", self._credentials(rpc, user_token), arguments
         )
-        if response.is_success:
+        if not response.is_success:
+            raise _named(response, rpc)
+        try:
             return response.json() if response.content else None
-        raise _named(response, rpc)
+        except ValueError:
+            raise SupabaseAnswerLost(f"{rpc.name}: {response.status_code}, but no JSON") from None
 
     async def fetch_jwks(self) -> Json:
         """The public keys that sign access tokens.
@@ -160,6 +163,7 @@ class Supabase:
         Auth heeds the address only from holders of the secret key, so the secret key carries the call.
 
         Raises:
+            ServiceKeyRejected: it was not Auth that answered.
             SupabaseUnreachable, SupabaseAnswerLost: as for `call`.
         """
         headers = {
@@ -171,6 +175,9 @@ class Supabase:
             headers[CALLER_ADDRESS_HEADER] = caller_address
         url = f"{self._url}/auth/v1/signup" + (f"?{query}" if query else "")
         response = await self._send(url, headers, body)
+        if response.status_code == 401 and not _has_code(response):
+            # About our key, and no business of the caller's.
+            raise ServiceKeyRejected("signup: 401 without a code")
         return AuthAnswer(
             status=response.status_code,
             content_type=response.headers.get("content-type", "application/json"),
@@ -202,6 +209,15 @@ def _key_headers(key: str) -> dict[str, str]:
     if key.startswith("eyJ"):
         headers["Authorization"] = f"Bearer {key}"
     return headers
+
+
+def _has_code(response: httpx.Response) -> bool:
+    """Whether an answer has a code of Auth's: the gateway speaks without one (supabase.md 3)."""
+    try:
+        body = response.json()
+    except ValueError:
+        return False
+    return isinstance(body, dict) and ("code" in body or "error_code" in body)
 
 
 def _named(response: httpx.Response, rpc: Rpc) -> SupabaseError | RlsDenied | UserTokenRejected:

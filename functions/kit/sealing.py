@@ -65,8 +65,7 @@ class Sealer:
         nonce = os.urandom(NONCE_BYTES)
         key_id = self._current.key_id
         ciphertext = self._ciphers[key_id].encrypt(nonce, secret.encode(), _bound_to(key_id, user_id, key_hash))
-        body = base64.urlsafe_b64encode(nonce + ciphertext).rstrip(b"=").decode()
-        return f"{VERSION}.{key_id}.{body}"
+        return f"{VERSION}.{key_id}.{_encoded(nonce + ciphertext)}"
 
     def open(self, sealed: str, *, user_id: UUID, key_hash: str) -> str:
         """The secret again.
@@ -77,8 +76,11 @@ class Sealer:
         try:
             version, key_id, body = sealed.split(".")
             raw = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
-        except (ValueError, binascii.Error):
+        except ValueError:
             raise SealBroken("not a sealed secret") from None
+        # base64 can be written in many ways that mean the same; one is ours.
+        if _encoded(raw) != body:
+            raise SealBroken("not a sealed secret")
         cipher = self._ciphers.get(key_id)
         if version != VERSION or cipher is None:
             raise SealBroken(f"sealed by {version}.{key_id}, which is not configured")
@@ -87,6 +89,10 @@ class Sealer:
         except (InvalidTag, ValueError):
             raise SealBroken("altered, or another row's") from None
         return opened.decode()
+
+
+def _encoded(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def _bound_to(key_id: str, user_id: UUID, key_hash: str) -> bytes:

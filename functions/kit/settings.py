@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -23,7 +24,6 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 from functions.kit.sealing import SealingKey
@@ -51,11 +51,16 @@ def _split(value: object) -> object:
     return value
 
 
-def _base_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("must be an http or https address without a query")
-    return value.rstrip("/")
+def _base_url(value: object) -> str:
+    text = str(value).strip()
+    try:
+        parts = urlsplit(text)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its message repeats the address
+        is_usable = False
+    if not is_usable or re.search(r"[\s?#@\\]", text):
+        raise ValueError("must be an http or https address without a user, a password or a query")
+    return text.rstrip("/")
 
 
 CommaSeparated = BeforeValidator(_split)
@@ -137,8 +142,9 @@ class Settings(BaseModel):
     )
     @classmethod
     def _one_line(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and re.search(r"\s", value.get_secret_value()):
-            raise ValueError("must be one word; is there a space or a line end in it?")
+        # What else there is can't be sent in a header.
+        if value is not None and re.search(r"[^!-~]", value.get_secret_value()):
+            raise ValueError("must be one word of ASCII; is there a space or a line end in it?")
         return value
 
     @field_validator("doorkey_sealing_keys")
@@ -165,13 +171,20 @@ class Settings(BaseModel):
             raise ValueError(f"must have at least {MIN_SHARED_SECRET_CHARACTERS} characters")
         return value
 
-    @model_validator(mode="after")
-    def _keys_are_not_swapped(self) -> Settings:
-        if self.supabase_secret_key.get_secret_value().startswith("sb_publishable_"):
-            raise ValueError("SUPABASE_SECRET_KEY holds a publishable key")
-        if self.supabase_publishable_key.get_secret_value().startswith("sb_secret_"):
-            raise ValueError("SUPABASE_PUBLISHABLE_KEY holds a secret key; browsers would see it")
-        return self
+    # Field by field: a check of the whole would wait until every other problem is gone.
+    @field_validator("supabase_secret_key")
+    @classmethod
+    def _not_publishable(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value().startswith("sb_publishable_") or _legacy_role(value) == "anon":
+            raise ValueError("holds a publishable key")
+        return value
+
+    @field_validator("supabase_publishable_key")
+    @classmethod
+    def _not_secret(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value().startswith("sb_secret_") or _legacy_role(value) == "service_role":
+            raise ValueError("holds a secret key; browsers would see it")
+        return value
 
     @property
     def sealing_keys(self) -> tuple[SealingKey, ...]:
@@ -201,8 +214,6 @@ class Settings(BaseModel):
         except ValidationError as error:
             problems = [
                 f"{str(problem['loc'][0]).upper()}: {_sentence(problem['type'], problem['msg'])}"
-                if problem["loc"]
-                else _sentence(problem["type"], problem["msg"])
                 for problem in error.errors(include_url=False, include_input=False, include_context=False)
             ]
             raise SettingsInvalid(problems) from None
@@ -223,6 +234,16 @@ def decode_webhook_secret(text: str) -> bytes:
     if len(key) < MIN_WEBHOOK_SECRET_BYTES:
         raise ValueError(f"a webhook secret has at least {MIN_WEBHOOK_SECRET_BYTES} bytes")
     return key
+
+
+def _legacy_role(key: SecretStr) -> object:
+    """The role of a legacy key, which is a JWT. Not verified: it only serves to notice a mix-up."""
+    try:
+        payload = key.get_secret_value().split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError):
+        return None
+    return claims.get("role") if isinstance(claims, dict) else None
 
 
 def _sentence(kind: str, message: str) -> str:

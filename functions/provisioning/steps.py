@@ -71,7 +71,7 @@ class Provisioner:
         """Does what is due for one user. Writes one line for each attempt.
 
         Raises:
-            SupabaseError: before anything was claimed.
+            DoorkeyError: the database could not be asked, or refused in a way that nobody foresaw.
         """
         outcome = Outcome.NOTHING_TO_DO
         for _ in range(MAX_ROUNDS):
@@ -79,22 +79,21 @@ class Provisioner:
             try:
                 with line.step("claim"):
                     claim = await store.claim(
-                        self.database,
-                        user_id,
-                        lease_seconds=self.lease_seconds,
-                        request_id=request_id,
+                        self.database, user_id, lease_seconds=self.lease_seconds, request_id=request_id
                     )
-            except SupabaseError as error:
-                line.add(outcome="unclaimed", error=error.code, detail=error.private)
+                if claim is None:
+                    if outcome is Outcome.NOTHING_TO_DO:
+                        line.add(outcome=outcome)
+                        line.write()
+                    return outcome
+                line.add(attempt=claim.attempt)
+                outcome, is_due_again = await self._attempt(claim, request_id, line)
+            except Exception as error:
+                # Whatever it was, the row is safe: it is due still, or its lease will run out.
+                line.add(outcome="failed", error=getattr(error, "code", type(error).__name__))
+                line.add(detail=getattr(error, "private", None))
                 line.write(logging.ERROR)
                 raise
-            if claim is None:
-                if outcome is Outcome.NOTHING_TO_DO:
-                    line.add(outcome=outcome)
-                    line.write()
-                return outcome
-            line.add(attempt=claim.attempt)
-            outcome, is_due_again = await self._attempt(claim, request_id, line)
             line.add(outcome=outcome)
             line.write(logging.INFO if outcome is Outcome.READY else logging.WARNING)
             if not is_due_again:

@@ -10,6 +10,7 @@ import json
 import logging
 from typing import Any
 
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +22,16 @@ from functions.web.routes import ALIASES
 
 REQUEST_ID_HEADER = "x-request-id"
 PROBLEM_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str = Field(description="Names the kind of problem: urn:doorkey:error:<code>.")
+    title: str = Field(description="A sentence for people.")
+    status: int
+    code: str = Field(description="Stable; what clients branch on.")
+    request_id: str = Field(description="Finds the line in the log.")
 
 
 def problem_response(error: DoorkeyError, request_id: str) -> Response:

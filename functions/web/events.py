@@ -7,7 +7,6 @@ base64. What is not a request is said to be none, in one way.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import logging
 import re
@@ -65,7 +64,7 @@ def read_request(event: Event) -> Request:
             body=raw,
             request_id=choose_request_id(headers.get("x-request-id")),
         )
-    except (KeyError, TypeError, AttributeError, binascii.Error, UnicodeEncodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise NotARequest(type(error).__name__) from None
 
 

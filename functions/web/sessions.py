@@ -7,6 +7,7 @@ and are nobody's session. Public keys reach this module through a function that 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ ASYMMETRIC = {"ES256": "EC", "RS256": "RSA"}
 JWKS_MAX_AGE_SECONDS = 600.0
 # An unknown `kid` costs a request to Auth; anybody can send one.
 JWKS_MIN_AGE_SECONDS = 10.0
+# One answer that was lost must not lock everybody out for long; nor may a crowd ask one after the other.
+JWKS_RETRY_SECONDS = 1.0
 LEEWAY_SECONDS = 30.0
 MAX_TOKEN_CHARACTERS = 16_384
 
@@ -58,6 +61,9 @@ class Sessions:
         self._clock = clock
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched_at = float("-inf")
+        self._asked_at = float("-inf")
+        self._failure: Exception | None = None
+        self._fetching = asyncio.Lock()
 
     async def verify(self, authorization: str | None) -> Session:
         """The session behind an Authorization header.
@@ -96,18 +102,36 @@ class Sessions:
             return self._hs256_secret
         if not isinstance(algorithm, str) or algorithm not in ASYMMETRIC or not isinstance(key_id, str):
             raise UserTokenRejected("not an accepted algorithm, or no key id")
-        age_seconds = self._clock() - self._fetched_at
-        if age_seconds > JWKS_MAX_AGE_SECONDS or (key_id not in self._keys and age_seconds > JWKS_MIN_AGE_SECONDS):
-            await self._refresh()
+        await self._see_to_key(key_id)
         key = self._keys.get(key_id)
         if key is None or key.key_type != ASYMMETRIC[algorithm]:
             raise UserTokenRejected("signed with an unknown key")
         return key
 
+    async def _see_to_key(self, key_id: str) -> None:
+        """Has the keys fetched if that may help; one caller at a time, the others wait for its outcome."""
+        async with self._fetching:
+            now = self._clock()
+            is_stale = now - self._fetched_at > JWKS_MAX_AGE_SECONDS
+            if not is_stale and key_id in self._keys:
+                return
+            pause_seconds = JWKS_MIN_AGE_SECONDS if self._failure is None else JWKS_RETRY_SECONDS
+            if now - self._asked_at <= pause_seconds:
+                if is_stale and self._failure is not None:
+                    raise self._failure
+                return
+            self._asked_at, self._failure = now, None
+            try:
+                await self._refresh()
+            except Exception as error:
+                self._failure = error
+                raise
+
     async def _refresh(self) -> None:
         document = await self._fetch_jwks()
+        entries = document.get("keys") if isinstance(document, dict) else None
         keys = {}
-        for entry in document.get("keys", []) if isinstance(document, dict) else []:
+        for entry in entries if isinstance(entries, list) else []:
             # Only public keys of the accepted kinds; a set may hold kinds that are newer than this code.
             if (
                 isinstance(entry, dict)
@@ -116,8 +140,8 @@ class Sessions:
             ):
                 try:
                     keys[entry["kid"]] = jwt.PyJWK(entry)
-                except jwt.PyJWTError:
-                    continue
+                except (jwt.PyJWTError, NotImplementedError, TypeError):
+                    continue  # what PyJWT raises for a key that it can't read
         self._keys = keys
         self._fetched_at = self._clock()
 

@@ -46,6 +46,8 @@ def part(name: str, checkout: Path, folder: Path, port: int, database_url: str, 
         name=name,
         command=[
             "node",
+            "--require",
+            str(Path(__file__).with_name("lite_quiet.cjs")),
             str(checkout / "node_modules" / "@supabase" / "lite" / "dist" / "cli" / "index.js"),
             "--no-telemetry",
             "start",

@@ -61,7 +61,9 @@ class Postgres:
             "unix_socket_directories": "",
             "max_connections": "200",
             "shared_buffers": "128MB",
-            "log_min_messages": "warning",
+            # Not errors: their messages quote what a caller sent. Who made them is told, and the SQLSTATE is in the
+            # log of the Data API.
+            "log_min_messages": "log",
             # Statements carry the arguments of functions, and so e-mail addresses: never into the log.
             "log_min_error_statement": "panic",
             "log_error_verbosity": "terse",

@@ -7,6 +7,22 @@
 set local lock_timeout = '5s';
 set local statement_timeout = '60s';
 
+-- Before anything is made: our tables in `public` have names that the host may have given to its own, and those must
+-- not be closed, extended or filled. (Profiles are the exception; see there.)
+do $$
+declare
+  v_taken text;
+begin
+  select string_agg(format('public.%I', n.name), ', ') into v_taken
+    from unnest(array['plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys']) as n (name)
+   where to_regclass(format('public.%I', n.name)) is not null;
+  if v_taken is not null and to_regclass('doorkey.settings') is null then
+    raise exception 'doorkey cannot be installed here: % exists already', v_taken
+      using hint = 'Rename it, or install doorkey in another project. Nothing was changed.';
+  end if;
+end
+$$;
+
 create schema if not exists doorkey;
 revoke all on schema doorkey from public, anon, authenticated, service_role;
 -- The public doors are security invoker: their callers must be able to look up the function behind them.

@@ -19,6 +19,7 @@ create table if not exists doorkey.audit_log (
 create index if not exists audit_log_user on doorkey.audit_log (user_id, id);
 alter table doorkey.audit_log enable row level security;
 revoke all on table doorkey.audit_log from public, anon, authenticated, service_role;
+revoke all on sequence doorkey.audit_log_id_seq from public, anon, authenticated, service_role;
 
 create or replace function doorkey.write_audit(
   p_actor text, p_action text, p_user_id uuid, p_request_id text, p_detail jsonb

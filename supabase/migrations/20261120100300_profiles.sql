@@ -53,6 +53,35 @@ exception when insufficient_privilege or wrong_object_type then
 end
 $$;
 
+-- Raises what would be raised at the end of the transaction if that were now. Constraints that the host has deferred
+-- would otherwise take a whole signup with them. The check is undone, and so comes again in its own time.
+create or replace function doorkey.check_deferred_constraints() returns void
+language plpgsql set search_path = ''
+as $$
+begin
+  set constraints all immediate;
+  raise exception using errcode = 'ZK001';
+exception when sqlstate 'ZK001' then
+  null;
+end
+$$;
+revoke all on function doorkey.check_deferred_constraints() from public, anon, authenticated, service_role;
+
+-- Whether the `id` of a profiles table that was there before is the user's, and not a number of the table's own.
+create or replace function doorkey.profile_id_is_user_id() returns boolean
+language sql stable set search_path = ''
+as $$
+  select coalesce(
+    -- A reference of `id` to auth.users settles it; else a reference of another column does.
+    bool_or(a.attname = 'id') filter (where c.oid is not null),
+    bool_or(a.attname = 'id' and not a.atthasdef and a.attidentity = ''))
+    from pg_catalog.pg_attribute as a
+    left join pg_catalog.pg_constraint as c
+      on c.conrelid = a.attrelid and c.contype = 'f' and c.confrelid = 'auth.users'::regclass and a.attnum = any (c.conkey)
+   where a.attrelid = to_regclass('public.profiles') and a.attnum > 0 and not a.attisdropped;
+$$;
+revoke all on function doorkey.profile_id_is_user_id() from public, anon, authenticated, service_role;
+
 -- Makes the missing row. Raises whatever the table of the host raises: callers decide what that means.
 create or replace function doorkey.fill_profile(p_user_id uuid) returns void
 language plpgsql security definer set search_path = ''
@@ -75,19 +104,23 @@ begin
      where id = p_user_id;
     -- Only when it is missing: a required column of the host raises even where the row is there.
     if not found and v_settings.fills_host_profiles then
+      if not doorkey.profile_id_is_user_id() then
+        raise exception 'the id of public.profiles is not the user''s' using column = 'id';
+      end if;
       insert into public.profiles (id, openrouter_provisioning_status)
       values (p_user_id, 'pending') on conflict do nothing;
     end if;
   end if;
+  perform doorkey.check_deferred_constraints();
 end
 $$;
 revoke all on function doorkey.fill_profile(uuid) from public, anon, authenticated, service_role;
 
--- Copies the outcome to the profile. Never raises: a host's trigger or column type is no reason to lose a key.
+-- Copies the outcome to the profile. Never raises: a host's trigger, column type or lock is no reason to lose a key.
 create or replace function doorkey.show_on_profile(
   p_user_id uuid, p_status text, p_key_name text, p_limit_micros bigint
 ) returns void
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = '' set lock_timeout = '2s'
 as $$
 declare
   v_object text;
@@ -98,6 +131,7 @@ begin
          openrouter_key_limit = case when p_key_name is null then openrouter_key_limit
                                      else p_limit_micros / 1000000.0 end
    where id = p_user_id;
+  perform doorkey.check_deferred_constraints();
 exception when others then
   get stacked diagnostics v_object = column_name;
   perform doorkey.note_trouble('profile.not_updated', p_user_id, sqlstate, v_object);

@@ -68,6 +68,8 @@ revoke all on table public.credit_transactions from public, anon, authenticated,
 grant select (id, user_id, type, amount_micros, reason, provider, model, created_at)
   on table public.credit_transactions to authenticated;
 grant select on table public.credit_transactions to service_role;
+-- Identity sequences are objects of their own, and default privileges give them away too.
+revoke all on sequence public.credit_transactions_id_seq from public, anon, authenticated, service_role;
 
 do $$
 begin
@@ -111,6 +113,7 @@ create index if not exists credit_lots_expiring
 create index if not exists credit_lots_user on doorkey.credit_lots (user_id);
 alter table doorkey.credit_lots enable row level security;
 revoke all on table doorkey.credit_lots from public, anon, authenticated, service_role;
+revoke all on sequence doorkey.credit_lots_id_seq from public, anon, authenticated, service_role;
 
 -- Every statement that adds entries must add whole, balanced transactions; then it moves the cached balances.
 create or replace function doorkey.apply_entries() returns trigger

@@ -166,7 +166,8 @@ as $$
 begin
   -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
   select case when p.is_uncapped then null
-         else floor(coalesce(k.charged_cost_micros, 0) + (a.available_micros + a.held_micros) / p.markup)::bigint end,
+         -- div, on one fraction: a quotient rounded to some places first may come out a micro-dollar too high.
+         else div(coalesce(k.charged_cost_micros, 0) * p.markup + a.available_micros + a.held_micros, p.markup)::bigint end,
          p.is_uncapped
     into strict limit_micros, is_uncapped
     from public.credit_accounts as a
@@ -286,7 +287,9 @@ declare
   v_row doorkey.provisioning;
   v_state doorkey.provisioning_state;
 begin
-  -- Asked again, because the first answer was lost.
+  -- Asked again, because the first answer was lost. The first call may still be running: hence the lock, or this one
+  -- would wait for it below, find the attempt over and cost the user the key that was just registered.
+  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
   select p.state into v_state from doorkey.provisioning as p
     join public.openrouter_user_keys as k on k.key_hash = p.key_hash
    where p.user_id = p_user_id and k.key_hash = p_key_hash and k.attempt = p_attempt and k.status <> 'deleted';
@@ -338,6 +341,8 @@ declare
   v_row doorkey.provisioning;
   v_state doorkey.provisioning_state;
 begin
+  -- Asked again; locked for the same reason.
+  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
   select p.state into v_state from doorkey.provisioning as p
    where p.user_id = p_user_id and p.attempt = p_attempt and p.key_hash = p_key_hash
      and p.state in ('ready', 'due');

@@ -7,19 +7,18 @@ role `postgres`. The server is a real one with hosted's roles, privileges and Au
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
-from infra.local import hosted, postgres
-from infra.local.stack import CHECKOUT, StackSecrets, new_folder, with_login
-from infra.local.supervisor import Supervisor, free_port
+from infra.local import postgres
+from infra.local.scratch import running_scratch_server
+from infra.local.stack import CHECKOUT, with_login
 
 MIGRATIONS = sorted((CHECKOUT / "supabase" / "migrations").glob("*.sql"))
 
@@ -150,25 +149,12 @@ class DatabaseServer:
 @asynccontextmanager
 async def running_database_server() -> AsyncIterator[DatabaseServer]:
     """Starts the server and makes the templates."""
-    folder = new_folder()
-    supervisor = Supervisor(folder / "logs")
-    made = StackSecrets()
-    try:
-        server = postgres.prepare(CHECKOUT, folder, made.superuser_password, free_port())
-        part = postgres.part(server)
-        await supervisor.start(replace(part, command=[*part.command, "-c", "fsync=off"]))
-        await hosted.install(server.superuser_url, made.role_password, folder, supervisor, made.lite_keys)
-        result = DatabaseServer(server.superuser_url, made.role_password)
+    async with running_scratch_server() as server:
         async with await psycopg.AsyncConnection.connect(
-            server.url(postgres.SUPERUSER, made.superuser_password, "template1"), autocommit=True
+            server.url(database="template1"), autocommit=True
         ) as connection:
             await connection.execute("create database hosted template postgres")
             await connection.execute("create database doorkey template hosted")
             await connection.execute("grant create, connect, temporary on database doorkey to postgres")
-        await Database(
-            "doorkey", server.url(postgres.SUPERUSER, made.superuser_password, "doorkey"), made.role_password
-        ).migrate()
-        yield result
-    finally:
-        await supervisor.stop_all()
-        shutil.rmtree(folder, ignore_errors=True)
+        await Database("doorkey", server.url(database="doorkey"), server.role_password).migrate()
+        yield DatabaseServer(server.url(), server.role_password)
