@@ -107,13 +107,27 @@ async def demote(database: psycopg.AsyncConnection[object], rest_port: int, keys
     """
     for login in LOGINS.values():
         await database.execute(f"alter role {login} nosuperuser")
+    rest_url = f"http://127.0.0.1:{rest_port}/rest/v1"
     async with httpx.AsyncClient(trust_env=False, timeout=10.0) as client:
 
-        async def ask(key: str) -> int:
-            url = f"http://127.0.0.1:{rest_port}/rest/v1/rpc/get_doorkey_health"
-            return (await client.post(url, headers={"apikey": key}, json={})).status_code
+        async def ask(method: str, path: str, key: str) -> int:
+            return (await client.request(method, f"{rest_url}/{path}", headers={"apikey": key})).status_code
 
-        await ask(keys.publishable)
-        as_anon, as_service_role = await ask(keys.publishable), await ask(keys.secret)
+        # Lent for the moment in which it learns the tables. That request must go no further, hence for a table that
+        # isn't there. (Before Postgres 16 it is the role that inherits, not the membership.)
+        await database.execute("alter role authenticator inherit")
+        await database.execute("grant pg_read_all_data to authenticator")
+        try:
+            await ask("GET", "no_such_table", keys.publishable)
+        finally:
+            await database.execute("revoke pg_read_all_data from authenticator")
+            await database.execute("alter role authenticator noinherit")
+        # The request that would grant, and fails.
+        await ask("GET", "plans", keys.publishable)
+        as_anon = await ask("POST", "rpc/get_doorkey_health", keys.publishable)
+        as_service_role = await ask("POST", "rpc/get_doorkey_health", keys.secret)
+        tables = await ask("GET", "plans", keys.publishable)
     if as_anon not in (401, 403) or as_service_role != 200:
         raise PartFailed("rest", f"does not switch roles: anon got {as_anon}, service_role got {as_service_role}")
+    if tables != 200:
+        raise PartFailed("rest", f"knows no tables: {tables}")

@@ -35,6 +35,8 @@ FOLDER_PREFIX = "doorkey-stack-"
 OWNER_FILE = "supervisor-pid"
 # Where to go when the usual temporary folder is closed to others and the database must run as somebody else.
 PUBLIC_PLACES = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108  mkdtemp makes names that nobody can foresee
+# Linux's folder in memory, for servers that live as long as a run of the tests.
+MEMORY = Path("/dev/shm")  # noqa: S108
 PROJECT = "local"
 
 Progress = Callable[[str], None]
@@ -308,9 +310,9 @@ def _new_signing_key() -> str:
     ).decode()
 
 
-def new_folder() -> Path:
-    """A temporary folder that the unprivileged user of Postgres can pass through."""
-    parent = Path(tempfile.gettempdir())
+def new_folder(parent: Path | None = None) -> Path:
+    """A temporary folder that the unprivileged user of Postgres can pass through; below `parent`, if that will do."""
+    parent = parent or Path(tempfile.gettempdir())
     if postgres.unprivileged_identity() is not None:
         parent = next((place for place in (parent, *PUBLIC_PLACES) if _everybody_may_pass(place)), parent)
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
@@ -328,7 +330,8 @@ def _everybody_may_pass(place: Path) -> bool:
 
 def remove_abandoned() -> None:
     """Removes the folders of stacks whose supervisor was killed."""
-    for folder in {f for p in (tempfile.gettempdir(), *PUBLIC_PLACES) for f in Path(p).glob(f"{FOLDER_PREFIX}*")}:
+    places = (Path(tempfile.gettempdir()), *PUBLIC_PLACES, MEMORY)
+    for folder in {found for place in places for found in place.glob(f"{FOLDER_PREFIX}*")}:
         try:
             owner = int((folder / OWNER_FILE).read_text())
             os.kill(owner, 0)

@@ -131,7 +131,7 @@ class DatabaseServer:
         """A database of its own, made from a template and dropped at the end."""
         name = f"test_{uuid.uuid4().hex[:12]}"
         async with await psycopg.AsyncConnection.connect(self.superuser_url, autocommit=True) as connection:
-            await connection.execute(f"create database {name} template {template}")
+            await connection.execute(f"create database {name} template {template} strategy file_copy")
             # Settings and grants on a database are not cloned with it.
             await connection.execute(f"grant create, connect, temporary on database {name} to postgres")
             try:

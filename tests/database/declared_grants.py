@@ -1,0 +1,157 @@
+"""Who may do what to each object of ours: every grant there is, besides the owner's.
+
+Written by hand, never generated. Whoever adds an object adds its line here, and it is held against the catalog
+(test_acls.py), against what the roles can do in SQL and against what they can do at the Data API (test_doors.py).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+CLIENT_ROLES = ("anon", "authenticated", "service_role")
+OWNER = "postgres"
+
+
+class Grant(NamedTuple):
+    """One privilege of one role on one object. `public` as a grantee is everybody."""
+
+    kind: str
+    name: str
+    grantee: str
+    privilege: str
+
+    def __str__(self) -> str:
+        """As SQL would say it, about."""
+        return f"grant {self.privilege.lower()} on {self.kind} {self.name} to {self.grantee}"
+
+
+SCHEMAS: dict[str, tuple[str, ...]] = {
+    # May look functions up in it, and create nothing.
+    "doorkey": ("authenticated", "service_role"),
+}
+
+# Who may read the whole table. Nobody may write any.
+TABLES: dict[str, tuple[str, ...]] = {
+    "public.plans": ("anon", "authenticated", "service_role"),
+    "public.profiles": ("authenticated", "service_role"),
+    "public.credit_accounts": ("authenticated", "service_role"),
+    "public.credit_transactions": ("service_role",),
+    "public.openrouter_user_keys": ("service_role",),
+    "doorkey.settings": (),
+    "doorkey.audit_log": (),
+    "doorkey.ledger_entries": (),
+    "doorkey.credit_lots": (),
+    "doorkey.sealed_secrets": (),
+    "doorkey.provisioning": (),
+}
+
+# Where only some columns may be read: by role.
+COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
+    "public.credit_transactions": {
+        "authenticated": ("id", "user_id", "type", "amount_micros", "reason", "provider", "model", "created_at"),
+    },
+    "public.openrouter_user_keys": {
+        "authenticated": (
+            "key_hash",
+            "user_id",
+            "key_name",
+            "key_label",
+            "limit_micros",
+            "status",
+            "created_at",
+            "updated_at",
+            "deleted_at",
+        ),
+    },
+}
+
+SEQUENCES: dict[str, tuple[str, ...]] = {
+    "public.credit_transactions_id_seq": (),
+    "doorkey.audit_log_id_seq": (),
+    "doorkey.credit_lots_id_seq": (),
+}
+
+# Who may call it. A door in public has one caller, and so has the function behind it.
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "public.get_my_account()": ("authenticated",),
+    "public.claim_provisioning(uuid, integer, text)": ("service_role",),
+    "public.finish_provisioning(uuid, integer, text, text, text, bigint, text, text)": ("service_role",),
+    "public.finish_key_update(uuid, integer, text, bigint, text)": ("service_role",),
+    "public.defer_provisioning(uuid, integer, text, integer, boolean, text)": ("service_role",),
+    "public.reveal_key(uuid, text)": ("service_role",),
+    "public.get_doorkey_health()": ("service_role",),
+    "doorkey.my_account()": ("authenticated",),
+    "doorkey.claim_provisioning(uuid, integer, text)": ("service_role",),
+    "doorkey.finish_provisioning(uuid, integer, text, text, text, bigint, text, text)": ("service_role",),
+    "doorkey.finish_key_update(uuid, integer, text, bigint, text)": ("service_role",),
+    "doorkey.defer_provisioning(uuid, integer, text, integer, boolean, text)": ("service_role",),
+    "doorkey.reveal_key(uuid, text)": ("service_role",),
+    "doorkey.health()": ("service_role",),
+    # Nobody's but ours.
+    "doorkey.account_of(uuid)": (),
+    "doorkey.apply_entries()": (),
+    "doorkey.check_deferred_constraints()": (),
+    "doorkey.enrol(uuid)": (),
+    "doorkey.fill_profile(uuid)": (),
+    "doorkey.grant_credits(uuid, text, bigint, text, text, text, timestamp with time zone, text)": (),
+    "doorkey.hold_lease(uuid, integer)": (),
+    "doorkey.key_limit(uuid, text)": (),
+    "doorkey.note_trouble(text, uuid, text, text)": (),
+    "doorkey.on_user_confirmed()": (),
+    "doorkey.on_user_created()": (),
+    "doorkey.post_grant(uuid, text, bigint, text, text, text, timestamp with time zone, smallint, text)": (),
+    "doorkey.profile_id_is_user_id()": (),
+    "doorkey.refuse_rewriting()": (),
+    "doorkey.ring(uuid, text)": (),
+    "doorkey.settle_attempt(uuid, text)": (),
+    "doorkey.show_on_profile(uuid, text, text, bigint)": (),
+    "doorkey.sign_webhook(text, text, text, text)": (),
+    "doorkey.want(uuid)": (),
+    "doorkey.welcome(uuid, text, text)": (),
+    "doorkey.write_audit(text, text, uuid, text, jsonb)": (),
+}
+
+# Types are everybody's by default; without a way to a value of theirs that is no way in.
+TYPES: dict[str, tuple[str, ...]] = {
+    "doorkey.ledger_account": ("public",),
+    "doorkey.provisioning_state": ("public",),
+    "doorkey.provisioning_claim": ("public",),
+}
+
+OBJECTS: dict[str, set[str]] = {
+    "schema": set(SCHEMAS),
+    "table": set(TABLES),
+    "sequence": set(SEQUENCES),
+    "function": set(FUNCTIONS),
+    "type": set(TYPES),
+}
+
+
+def declared_grants() -> set[Grant]:
+    """All of the above, one by one."""
+    whole_objects = {
+        "schema": (SCHEMAS, "USAGE"),
+        "table": (TABLES, "SELECT"),
+        "sequence": (SEQUENCES, "USAGE"),
+        "function": (FUNCTIONS, "EXECUTE"),
+        "type": (TYPES, "USAGE"),
+    }
+    return {
+        Grant(kind, name, grantee, privilege)
+        for kind, (objects, privilege) in whole_objects.items()
+        for name, grantees in objects.items()
+        for grantee in grantees
+    } | {
+        Grant("column", f"{table}.{column}", grantee, "SELECT")
+        for table, by_role in COLUMNS.items()
+        for grantee, columns in by_role.items()
+        for column in columns
+    }
+
+
+def readable_columns(table: str, role: str, columns: list[str]) -> list[str]:
+    """Which of the table's columns the role may read."""
+    if role in TABLES[table]:
+        return columns
+    granted = COLUMNS.get(table, {}).get(role, ())
+    return [column for column in columns if column in granted]

@@ -1,0 +1,115 @@
+"""What goes through the open doors: which rows each table shows to whom, and a call of each function with its answer.
+
+The calls of service doors are about nobody, so they change nothing; an answer of the function's own, even a refusal
+in its own word, shows that the caller got in.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from tests.database.declared_grants import COLUMNS, FUNCTIONS, TABLES
+
+NOBODY = uuid.UUID("00000000-0000-4000-8000-000000000000")
+
+SubjectName = Literal["anon", "owner", "other", "service_role"]
+SUBJECTS: tuple[SubjectName, ...] = ("anon", "owner", "other", "service_role")
+PEOPLE: tuple[SubjectName, ...] = ("owner", "other")
+
+
+def role_of(subject: SubjectName) -> str:
+    """The database role that a subject acts as."""
+    return "authenticated" if subject in PEOPLE else subject
+
+
+class Function(NamedTuple):
+    """A function's name taken apart; types as the catalog writes them."""
+
+    schema: str
+    name: str
+    types: tuple[str, ...]
+
+    @staticmethod
+    def parse(signature: str) -> Function:
+        """From `schema.name(type, type)`."""
+        path, _, types = signature.rstrip(")").partition("(")
+        schema, name = path.split(".")
+        return Function(schema, name, tuple(types.split(", ")) if types else ())
+
+
+@dataclass(frozen=True)
+class Readable:
+    """A table that somebody may read.
+
+    Attributes:
+        key: the column that names a row.
+        person: the column that holds whose it is; None: nobody's, and all see what is `visible`.
+        visible: which rows are to be seen by others than service_role.
+    """
+
+    key: str
+    person: str | None = None
+    visible: str = "true"
+
+    def condition_for(self, subject: SubjectName, people: Mapping[SubjectName, uuid.UUID]) -> str:
+        """Which rows the subject sees, in SQL."""
+        if subject == "service_role":
+            return "true"
+        return f"{self.visible} and {self.person} = '{people[subject]}'" if self.person else self.visible
+
+
+READABLE = {
+    "public.plans": Readable("id", visible="is_active"),
+    "public.profiles": Readable("id", person="id"),
+    "public.credit_accounts": Readable("user_id", person="user_id"),
+    "public.credit_transactions": Readable("id", person="user_id"),
+    "public.openrouter_user_keys": Readable("key_hash", person="user_id"),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that its callers may make.
+
+    Attributes:
+        arguments: by position.
+        answer: `account`: the caller's own; `health`: a report; `nothing`: no rows; `lease_lost`: PT409.
+    """
+
+    arguments: tuple[object, ...]
+    answer: Literal["account", "health", "nothing", "lease_lost"]
+
+
+_CALLS = {
+    "my_account": Call((), "account"),
+    "claim_provisioning": Call((NOBODY, 60, "door"), "nothing"),
+    "finish_provisioning": Call((NOBODY, 1, "0" * 64, "door", None, 1, "v1.k1.AAAA", "door"), "lease_lost"),
+    "finish_key_update": Call((NOBODY, 1, "0" * 64, 1, "door"), "lease_lost"),
+    "defer_provisioning": Call((NOBODY, 1, "door", 0, False, "door"), "lease_lost"),
+    "reveal_key": Call((NOBODY, "door"), "nothing"),
+    "health": Call((), "health"),
+}
+# The two whose public name is another.
+_CALLS |= {"get_my_account": _CALLS["my_account"], "get_doorkey_health": _CALLS["health"]}
+
+
+def call_of(function: Function) -> Call:
+    """How to call it. Only what has a caller has a call."""
+    return _CALLS[function.name]
+
+
+def without_a_call() -> set[str]:
+    """Declared functions that somebody may call, and nobody here knows how."""
+    return {
+        signature
+        for signature, callers in FUNCTIONS.items()
+        if callers and Function.parse(signature).name not in _CALLS
+    }
+
+
+def without_rows() -> set[str]:
+    """Declared tables that somebody may read, and nobody here knows which rows."""
+    return {table for table, readers in TABLES.items() if readers or table in COLUMNS} ^ READABLE.keys()

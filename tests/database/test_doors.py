@@ -1,0 +1,176 @@
+"""Every table and function of ours, tried in SQL by everybody: what is allowed works, all else is refused.
+
+Refused means by Postgres itself, at the object that was asked for: neither an error further inside nor an empty
+answer will do. The same at the Data API: test_data_api_doors.py.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import psycopg
+import pytest
+
+from tests.database.catalog import Catalog
+from tests.database.declared_grants import FUNCTIONS, OBJECTS, SEQUENCES, TABLES, readable_columns
+from tests.database.door_calls import (
+    PEOPLE,
+    READABLE,
+    SUBJECTS,
+    Call,
+    Function,
+    SubjectName,
+    call_of,
+    role_of,
+    without_a_call,
+    without_rows,
+)
+from tests.support.databases import Connection, Database, DatabaseServer, Row
+from tests.support.doors import Doors
+
+pytestmark = pytest.mark.parametrize("subject", SUBJECTS)
+
+
+@dataclass(frozen=True)
+class House:
+    """A database with two people in it, each with a key, and a plan that isn't offered any more."""
+
+    database: Database
+    people: dict[SubjectName, uuid.UUID]
+    columns: dict[str, list[str]]
+    connections: dict[SubjectName, Connection]
+
+    async def refused(self, subject: SubjectName, statement: str, kind: str, path: str) -> None:
+        """The statement is refused, because this subject may not use this very object."""
+        schema, name = path.split(".")
+        kind, name = ("schema", schema) if (schema, subject) == ("doorkey", "anon") else (kind, name)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege) as caught:
+            await self.connections[subject].execute(statement)
+        assert caught.value.diag.message_primary == f"permission denied for {kind} {name}", statement
+        # Refused by something behind the door would be too late.
+        assert caught.value.diag.context is None, f"{subject} got past {path}: {caught.value.diag.context}"
+
+    async def contents(self) -> dict[str, list[Row]]:
+        """All rows of all tables."""
+        return {
+            table: await self.database.rows(f"select to_jsonb(t) as row from {table} as t order by 1::text")
+            for table in TABLES
+        }
+
+
+@pytest.fixture(scope="module")
+async def house(database_server: DatabaseServer) -> AsyncIterator[House]:
+    """Shared by all tests here: none of them may change it."""
+    async with database_server.clone("doorkey") as database:
+        await database.run("insert into public.plans (id, name, is_active) values ('retired', 'Retired', false)")
+        people = {person: await database.insert_user() for person in PEOPLE}
+        for user_id in people.values():
+            await Doors(database).make_ready(user_id)
+        columns = await Catalog(database.superuser_url).columns()
+        async with AsyncExitStack() as stack:
+            connections = {
+                subject: await stack.enter_async_context(database.acting_as(role_of(subject), people.get(subject)))
+                for subject in SUBJECTS
+            }
+            house = House(database, people, columns, connections)
+            before = await house.contents()
+            assert all(before.values()), "a refusal says most where there is something to see"
+            yield house
+            assert await house.contents() == before
+
+
+async def test_every_open_door_is_tried(house: House, subject: SubjectName) -> None:
+    del subject
+    found = await Catalog(house.database.superuser_url).objects()
+    for kind in ("table", "function", "sequence"):
+        assert found[kind] == OBJECTS[kind], f"say in declared_grants.py who may use this {kind}, and it will be tried"
+    assert not without_a_call(), "say in door_calls.py how these are called, and what they answer"
+    assert not without_rows(), "say in door_calls.py which rows of these are whose"
+
+
+@pytest.mark.parametrize("table", TABLES)
+async def test_tables_show_exactly_what_is_declared(house: House, subject: SubjectName, table: str) -> None:
+    columns = house.columns[table]
+    readable = readable_columns(table, role_of(subject), columns)
+    if readable:
+        rows = READABLE[table]
+        expected = await house.database.rows(
+            f"select {', '.join(readable)} from {table}"
+            f" where {rows.condition_for(subject, house.people)} order by {rows.key}"
+        )
+        cursor = await house.connections[subject].execute(
+            f"select {', '.join(readable)} from {table} order by {rows.key}"
+        )
+        assert await cursor.fetchall() == expected
+        assert expected
+        if subject in PEOPLE and rows.person:
+            assert len(expected) < len(await house.database.rows(f"select from {table}")), "all of it is theirs?"
+    if readable != columns:
+        await house.refused(subject, f"select * from {table}", "table", table)
+    for column in set(columns) - set(readable):
+        await house.refused(subject, f"select {column} from {table}", "table", table)
+        await house.refused(subject, f"select 1 from {table} where {column} is null", "table", table)
+
+
+@pytest.mark.parametrize("table", TABLES)
+async def test_nobody_writes_to_a_table(house: House, subject: SubjectName, table: str) -> None:
+    column = house.columns[table][0]
+    for statement in (
+        f"insert into {table} default values",
+        f"update {table} set {column} = default",
+        f"delete from {table}",
+        f"truncate {table}",
+        f"create trigger mine before insert on {table} for each row execute function pg_catalog.suppress_redundant_updates_trigger()",  # noqa: E501
+    ):
+        await house.refused(subject, statement, "table", table)
+
+
+@pytest.mark.parametrize("signature", FUNCTIONS)
+async def test_functions_answer_their_callers_and_nobody_else(
+    house: House, subject: SubjectName, signature: str
+) -> None:
+    function = Function.parse(signature)
+    path = f"{function.schema}.{function.name}"
+    if role_of(subject) in FUNCTIONS[signature]:
+        call = call_of(function)
+        placeholders = ", ".join(f"%s::{name}" for name in function.types)
+        statement = f"select * from {path}({placeholders})"
+        await assert_answer(house.connections[subject], statement, call, house.people.get(subject))
+    else:
+        nulls = ", ".join(f"null::{name}" for name in function.types)
+        await house.refused(subject, f"select {path}({nulls})", "function", path)
+
+
+async def assert_answer(connection: Connection, statement: str, call: Call, user_id: uuid.UUID | None) -> None:
+    if call.answer == "lease_lost":
+        with pytest.raises(psycopg.Error, match="lease_lost") as caught:
+            await connection.execute(statement, call.arguments)
+        assert caught.value.sqlstate == "PT409"
+        return
+    rows = await (await connection.execute(statement, call.arguments)).fetchall()
+    if call.answer == "nothing":
+        assert rows == []
+        return
+    ((answer,),) = (tuple(row.values()) for row in rows)
+    if call.answer == "account":
+        assert answer["user_id"] == str(user_id)
+        assert answer["key"]["hash"]
+    else:
+        assert answer["is_pg_net_present"] is True
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES)
+async def test_nobody_touches_a_sequence(house: House, subject: SubjectName, sequence: str) -> None:
+    for statement in (
+        f"select nextval('{sequence}')",
+        f"select setval('{sequence}', 1)",
+        f"select last_value from {sequence}",
+    ):
+        await house.refused(subject, statement, "sequence", sequence)
+
+
+async def test_nobody_makes_anything_in_the_hidden_schema(house: House, subject: SubjectName) -> None:
+    await house.refused(subject, "create table doorkey.mine (id int)", "schema", "doorkey.doorkey")
