@@ -7,15 +7,20 @@
 set local lock_timeout = '5s';
 set local statement_timeout = '60s';
 
--- Before anything is made: our tables in `public` have names that the host may have given to its own, and those must
--- not be closed, extended or filled. (Profiles are the exception; see there.)
+-- Before anything is made: our tables and doors in `public` have names that the host may have given to its own, and those
+-- must not be closed, replaced or filled. (Profiles are the exception; see there.)
 do $$
 declare
   v_taken text;
 begin
   select string_agg(format('public.%I', n.name), ', ') into v_taken
-    from unnest(array['plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys']) as n (name)
-   where to_regclass(format('public.%I', n.name)) is not null;
+    from unnest(array[
+           'plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys',
+           'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'defer_provisioning',
+           'get_my_account', 'reveal_key', 'get_doorkey_health']) as n (name)
+   where to_regclass(format('public.%I', n.name)) is not null
+      or exists (select from pg_catalog.pg_proc as p
+                  where p.pronamespace = 'public'::regnamespace and p.proname = n.name);
   if v_taken is not null and to_regclass('doorkey.settings') is null then
     raise exception 'doorkey cannot be installed here: % exists already', v_taken
       using hint = 'Rename it, or install doorkey in another project. Nothing was changed.';

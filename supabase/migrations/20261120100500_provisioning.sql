@@ -390,15 +390,16 @@ begin
   end if;
   perform doorkey.hold_lease(p_user_id, p_attempt);
   update doorkey.provisioning as p
-     set state = case when p_gives_up then 'dead' else 'due' end::doorkey.provisioning_state,
+     -- A wish that came meanwhile has not been tried at all.
+     set state = case when p_gives_up and p.wanted = p.claimed then 'dead' else 'due' end::doorkey.provisioning_state,
          lease_expires_at = null,
-         failures = p.failures + 1,
+         failures = case when p.wanted = p.claimed then p.failures + 1 else 0 end,
          last_error = p_error,
          due_at = now() + make_interval(secs => p_delay_seconds),
          updated_at = now()
    where p.user_id = p_user_id
   returning p.state into v_state;
-  if p_gives_up then
+  if v_state = 'dead' then
     perform doorkey.show_on_profile(p_user_id, 'failed', null, null);
   end if;
   perform doorkey.write_audit('provisioning', 'attempt.failed', p_user_id, p_request_id,

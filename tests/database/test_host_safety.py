@@ -279,3 +279,16 @@ async def test_a_table_of_the_hosts_by_one_of_our_names_stops_the_installation_u
     assert await hosted_database.rows(acl) == before
     assert await hosted_database.value("select to_regnamespace('doorkey')") is None
     await hosted_database.insert_user()
+
+
+async def test_a_function_of_the_hosts_by_the_name_of_one_of_our_doors_is_not_replaced(
+    hosted_database: Database,
+) -> None:
+    await hosted_database.run(
+        "create function public.get_my_account() returns jsonb language sql as $$ select '\"theirs\"'::jsonb $$",
+        role="postgres",
+    )
+    with pytest.raises(psycopg.Error, match="get_my_account"):
+        await hosted_database.migrate()
+    assert await hosted_database.value("select public.get_my_account()") == "theirs"
+    assert await hosted_database.value("select to_regnamespace('doorkey')") is None

@@ -356,6 +356,16 @@ async def test_giving_up_is_visible_and_a_wish_revives(doors: Doors, user_id: uu
     assert await doors.database.value(status) == "active"
 
 
+async def test_a_wish_that_comes_during_the_last_attempt_is_tried_afresh(doors: Doors, user_id: uuid.UUID) -> None:
+    claim = await doors.claimed(user_id)
+    await doors.wish(user_id)
+    assert await doors.defer(claim, gives_up=True) == "due"
+    row = await doors.row(user_id)
+    assert row is not None
+    assert row["failures"] == 0
+    await doors.make_ready(user_id)
+
+
 @pytest.mark.parametrize("delay_seconds", [None, -1, 86_401])
 async def test_a_delay_lasts_nothing_to_a_day(doors: Doors, user_id: uuid.UUID, delay_seconds: int | None) -> None:
     claim = await doors.claimed(user_id)
