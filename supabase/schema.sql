@@ -11,6 +11,14 @@ grant usage on schema "doorkey" to "authenticated";
 
 grant usage on schema "doorkey" to "service_role";
 
+-- doorkey.key_action
+
+create type "doorkey"."key_action" as enum (
+  'create',
+  'update',
+  'delete'
+);
+
 -- doorkey.ledger_account
 
 create type "doorkey"."ledger_account" as enum (
@@ -30,9 +38,11 @@ create type "doorkey"."provisioning_claim" as (
   "user_id"      uuid,
   "attempt"      integer,
   "failures"     integer,
+  "action"       doorkey.key_action,
   "key_hash"     text,
   "limit_micros" bigint,
-  "is_uncapped"  boolean
+  "is_uncapped"  boolean,
+  "is_enabled"   boolean
 );
 
 -- doorkey.provisioning_state
@@ -299,6 +309,9 @@ create table "doorkey"."audit_log" (
 alter table "doorkey"."audit_log"
   enable row level security;
 
+create index audit_log_not_enrolled on doorkey.audit_log using btree (happened_at)
+  where (action = 'user.not_enrolled'::text);
+
 create index audit_log_user on doorkey.audit_log using btree (user_id, id);
 
 -- doorkey.credit_lots
@@ -374,6 +387,7 @@ create table "doorkey"."provisioning" (
   "created_at"       timestamp with time zone not null default now(),
   "updated_at"       timestamp with time zone not null default now(),
   "ready_at"         timestamp with time zone,
+  "revisit_at"       timestamp with time zone,
   constraint "provisioning_attempt_check" check ((attempt >= 0)),
   constraint "provisioning_check" check ((claimed <= wanted)),
   constraint "provisioning_failures_check" check ((failures >= 0)),
@@ -411,6 +425,9 @@ create index provisioning_key on doorkey.provisioning using btree (key_hash);
 create index provisioning_leased on doorkey.provisioning using btree (lease_expires_at)
   where (state = 'working'::doorkey.provisioning_state);
 
+create index provisioning_revisited on doorkey.provisioning using btree (revisit_at)
+  where ((state = 'ready'::doorkey.provisioning_state) AND (revisit_at is not null));
+
 -- doorkey.sealed_secrets
 
 create table "doorkey"."sealed_secrets" (
@@ -438,8 +455,12 @@ create table "doorkey"."settings" (
   "key_reveal"          text                     not null default 'always'::text,
   "micros_per_credit"   bigint                   not null default 1000000,
   "default_plan_id"     text                     not null default 'trial'::text,
+  "audit_days"          integer                  not null default 365,
+  "sweep_cursor"        uuid,
+  "last_sweep_at"       timestamp with time zone,
   "webhook_url"         text,
   "webhook_secret"      text,
+  constraint "settings_audit_days_check" check ((audit_days > 0)),
   constraint "settings_key_reveal_check" check ((key_reveal = ANY (ARRAY['once'::text, 'always'::text]))),
   constraint "settings_micros_per_credit_check" check ((micros_per_credit > 0)),
   constraint "settings_only_row_check" check (only_row),
@@ -457,6 +478,12 @@ create index settings_default_plan on doorkey.settings using btree (default_plan
 
 -- auth.users
 
+create trigger zz_doorkey_user_changed
+  after update on auth.users
+  for each row
+  when (((old.banned_until IS DISTINCT FROM new.banned_until) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)))
+  execute function doorkey.on_user_changed();
+
 create trigger zz_doorkey_user_confirmed
   after update on auth.users
   for each row
@@ -468,6 +495,17 @@ create trigger zz_doorkey_user_created
   after insert on auth.users
   for each row
   execute function doorkey.on_user_created();
+
+create trigger zz_doorkey_user_deleted
+  after delete on auth.users
+  for each row
+  execute function doorkey.on_user_changed();
+
+create trigger zz_doorkey_user_readdressed
+  after update on auth.users
+  for each row
+  when (((old.email)::text IS DISTINCT FROM (new.email)::text))
+  execute function doorkey.on_user_readdressed();
 
 -- public.claim_provisioning
 
@@ -504,6 +542,23 @@ revoke all on function "public"."defer_provisioning"(uuid, integer, text, intege
 
 grant execute on function "public"."defer_provisioning"(uuid, integer, text, integer, boolean, text) to "service_role";
 
+-- public.finish_key_deletion
+
+create or replace function public.finish_key_deletion (
+  user_id    uuid,
+  attempt    integer,
+  key_hash   text,
+  request_id text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.finish_key_deletion($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."finish_key_deletion"(uuid, integer, text, text) from public;
+
+grant execute on function "public"."finish_key_deletion"(uuid, integer, text, text) to "service_role";
+
 -- public.finish_key_update
 
 create or replace function public.finish_key_update (
@@ -511,16 +566,17 @@ create or replace function public.finish_key_update (
   attempt      integer,
   key_hash     text,
   limit_micros bigint,
+  is_enabled   boolean,
   request_id   text
 )
   returns text
   language sql
   set search_path to ''
-  AS $function$ select doorkey.finish_key_update($1, $2, $3, $4, $5); $function$;
+  AS $function$ select doorkey.finish_key_update($1, $2, $3, $4, $5, $6); $function$;
 
-revoke all on function "public"."finish_key_update"(uuid, integer, text, bigint, text) from public;
+revoke all on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, text) from public;
 
-grant execute on function "public"."finish_key_update"(uuid, integer, text, bigint, text) to "service_role";
+grant execute on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, text) to "service_role";
 
 -- public.finish_provisioning
 
@@ -569,6 +625,36 @@ revoke all on function "public"."get_my_account"() from public;
 
 grant execute on function "public"."get_my_account"() to "authenticated";
 
+-- public.list_due_provisioning
+
+create or replace function public.list_due_provisioning (
+  due_rows integer
+)
+  returns SETOF uuid
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select doorkey.list_due_provisioning($1); $function$;
+
+revoke all on function "public"."list_due_provisioning"(integer) from public;
+
+grant execute on function "public"."list_due_provisioning"(integer) to "service_role";
+
+-- public.list_known_keys
+
+create or replace function public.list_known_keys (
+  key_hashes text[]
+)
+  returns SETOF text
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select doorkey.list_known_keys($1); $function$;
+
+revoke all on function "public"."list_known_keys"(text[]) from public;
+
+grant execute on function "public"."list_known_keys"(text[]) to "service_role";
+
 -- public.reveal_key
 
 create or replace function public.reveal_key (
@@ -586,6 +672,25 @@ create or replace function public.reveal_key (
 revoke all on function "public"."reveal_key"(uuid, text) from public;
 
 grant execute on function "public"."reveal_key"(uuid, text) to "service_role";
+
+-- public.start_sweep
+
+create or replace function public.start_sweep (
+  users integer
+)
+  returns table (
+    enrolled           integer,
+    pruned             integer,
+    oldest_due_seconds bigint,
+    dead               bigint
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.start_sweep($1); $function$;
+
+revoke all on function "public"."start_sweep"(integer) from public;
+
+grant execute on function "public"."start_sweep"(integer) to "service_role";
 
 -- doorkey.account_of
 
@@ -706,6 +811,8 @@ create or replace function doorkey.claim_provisioning (
   AS $function$
 declare
   v_row doorkey.provisioning;
+  v_wish record;
+  v_limit record;
 begin
   if p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
     raise sqlstate 'PT422' using message = 'lease_out_of_range', hint = 'A lease lasts 1 to 3600 seconds.';
@@ -715,29 +822,41 @@ begin
   end if;
   select * into v_row from doorkey.provisioning as p
    where p.user_id = p_user_id
-     and ((p.state = 'due' and p.due_at <= now()) or (p.state = 'working' and p.lease_expires_at <= now()))
+     and ((p.state = 'due' and p.due_at <= now())
+       or (p.state = 'working' and p.lease_expires_at <= now())
+       or (p.state = 'ready' and p.revisit_at <= now()))
      for update skip locked;
   if not found then
     return;
   end if;
-  if v_row.key_hash is null
-     and not exists (select from auth.users as u where u.id = p_user_id and u.deleted_at is null) then
-    update doorkey.provisioning as p set state = 'gone', lease_expires_at = null, updated_at = now()
+  select * into v_wish from doorkey.desired_key(p_user_id);
+  if v_row.key_hash is null and not v_wish.is_enabled then
+    -- Nobody to make a key for: gone, or banned until the ban ends or is lifted.
+    update doorkey.provisioning as p
+       set state = case when v_wish.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
+           due_at = coalesce(v_wish.changes_at, p.due_at), lease_expires_at = null, updated_at = now()
      where p.user_id = p_user_id;
     return;
   end if;
-  perform doorkey.welcome(p_user_id, 'provisioning', p_request_id);
+  if v_wish.is_present then
+    perform doorkey.welcome(p_user_id, 'provisioning', p_request_id);
+  end if;
   update doorkey.provisioning as p
      set state = 'working',
          attempt = p.attempt + 1,
          claimed = p.wanted,
          lease_expires_at = now() + make_interval(secs => p_lease_seconds),
+         revisit_at = v_wish.changes_at,
          updated_at = now()
    where p.user_id = p_user_id
   returning * into v_row;
+  select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
   return query
-    select v_row.user_id, v_row.attempt, v_row.failures, v_row.key_hash, l.limit_micros, l.is_uncapped
-      from doorkey.key_limit(p_user_id, v_row.key_hash) as l;
+    select v_row.user_id, v_row.attempt, v_row.failures,
+           case when not v_wish.is_present then 'delete'
+                when v_row.key_hash is null then 'create'
+                else 'update' end::doorkey.key_action,
+           v_row.key_hash, v_limit.limit_micros, v_limit.is_uncapped, v_wish.is_enabled;
 end
 $function$;
 
@@ -789,6 +908,58 @@ $function$;
 revoke all on function "doorkey"."defer_provisioning"(uuid, integer, text, integer, boolean, text) from public;
 
 grant execute on function "doorkey"."defer_provisioning"(uuid, integer, text, integer, boolean, text) to "service_role";
+
+-- doorkey.desired_key
+
+create or replace function doorkey.desired_key (
+  p_user_id uuid,
+  OUT       is_present boolean,
+  OUT       is_enabled boolean,
+  OUT       changes_at timestamp with time zone
+)
+  returns record
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select count(*) > 0,
+         coalesce(bool_and(u.banned_until is null or u.banned_until <= now()), false),
+         min(u.banned_until) filter (where u.banned_until > now())
+    from auth.users as u where u.id = p_user_id and u.deleted_at is null;
+$function$;
+
+revoke all on function "doorkey"."desired_key"(uuid) from public;
+
+-- doorkey.due_provisioning
+
+create or replace function doorkey.due_provisioning (
+  p_rows integer
+)
+  returns table (
+    user_id uuid,
+    since   timestamp with time zone
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select w.user_id, w.since
+    from (
+      (select p.user_id, p.due_at as since from doorkey.provisioning as p
+        where p.state = 'due' and p.due_at <= now() order by p.due_at limit p_rows)
+      union all
+      (select p.user_id, p.lease_expires_at from doorkey.provisioning as p
+        where p.state = 'working' and p.lease_expires_at <= now() order by p.lease_expires_at limit p_rows)
+      union all
+      (select p.user_id, p.revisit_at from doorkey.provisioning as p
+        where p.state = 'ready' and p.revisit_at <= now() order by p.revisit_at limit p_rows)
+    ) as w
+   order by w.since, w.user_id limit p_rows;
+$function$;
+
+revoke all on function "doorkey"."due_provisioning"(integer) from public;
 
 -- doorkey.enrol
 
@@ -872,6 +1043,57 @@ $function$;
 
 revoke all on function "doorkey"."fill_profile"(uuid) from public;
 
+-- doorkey.finish_key_deletion
+
+create or replace function doorkey.finish_key_deletion (
+  p_user_id    uuid,
+  p_attempt    integer,
+  p_key_hash   text,
+  p_request_id text
+)
+  returns text
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_row doorkey.provisioning;
+  v_state doorkey.provisioning_state;
+begin
+  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  select p.state into v_state from doorkey.provisioning as p
+   where p.user_id = p_user_id and p.attempt = p_attempt and p.key_hash is null and p.state in ('gone', 'due')
+     and exists (select from public.openrouter_user_keys as k
+                  where k.key_hash = p_key_hash and k.user_id = p_user_id and k.status = 'deleted');
+  if found then
+    return v_state;
+  end if;
+  v_row := doorkey.hold_lease(p_user_id, p_attempt);
+  if v_row.key_hash is distinct from p_key_hash then
+    raise exception 'provisioning of % has another key', p_user_id;
+  end if;
+  update doorkey.provisioning as p
+     set state = case when w.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
+         key_hash = null, lease_expires_at = null, revisit_at = null, failures = 0, last_error = null,
+         due_at = now(), updated_at = now()
+    from doorkey.desired_key(p_user_id) as w
+   where p.user_id = p_user_id
+  returning p.state into v_state;
+  -- Nobody will ever need it again.
+  delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
+  update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
+   where k.key_hash = p_key_hash;
+  perform doorkey.show_on_profile(p_user_id, case when v_state = 'gone' then 'revoked' else 'pending' end, null, null);
+  perform doorkey.write_audit('provisioning', 'key.deleted', p_user_id, p_request_id,
+    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt));
+  return v_state;
+end
+$function$;
+
+revoke all on function "doorkey"."finish_key_deletion"(uuid, integer, text, text) from public;
+
+grant execute on function "doorkey"."finish_key_deletion"(uuid, integer, text, text) to "service_role";
+
 -- doorkey.finish_key_update
 
 create or replace function doorkey.finish_key_update (
@@ -879,6 +1101,7 @@ create or replace function doorkey.finish_key_update (
   p_attempt      integer,
   p_key_hash     text,
   p_limit_micros bigint,
+  p_is_enabled   boolean,
   p_request_id   text
 )
   returns text
@@ -899,23 +1122,28 @@ begin
     return v_state;
   end if;
   v_row := doorkey.hold_lease(p_user_id, p_attempt);
-  update public.openrouter_user_keys as k set limit_micros = p_limit_micros, updated_at = now()
+  update public.openrouter_user_keys as k
+     set limit_micros = p_limit_micros,
+         status = case when p_is_enabled then 'active' else 'disabled' end,
+         updated_at = now()
    where k.key_hash = p_key_hash and k.key_hash = v_row.key_hash;
   if not found then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
   v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
-  perform doorkey.show_on_profile(p_user_id, 'active', k.key_name, p_limit_micros)
+  perform doorkey.show_on_profile(
+            p_user_id, case when p_is_enabled then 'active' else 'disabled' end, k.key_name, p_limit_micros)
      from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
-  perform doorkey.write_audit('provisioning', 'key.limited', p_user_id, p_request_id,
-    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros));
+  perform doorkey.write_audit('provisioning', 'key.updated', p_user_id, p_request_id,
+    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros,
+                       'is_enabled', p_is_enabled));
   return v_state;
 end
 $function$;
 
-revoke all on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, text) from public;
+revoke all on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, text) from public;
 
-grant execute on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, text) to "service_role";
+grant execute on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, text) to "service_role";
 
 -- doorkey.finish_provisioning
 
@@ -1079,6 +1307,78 @@ $function$;
 
 revoke all on function "doorkey"."key_limit"(uuid, text) from public;
 
+-- doorkey.list_due_provisioning
+
+create or replace function doorkey.list_due_provisioning (
+  p_rows integer
+)
+  returns SETOF uuid
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  return query select d.user_id from doorkey.due_provisioning(p_rows) as d;
+end
+$function$;
+
+revoke all on function "doorkey"."list_due_provisioning"(integer) from public;
+
+grant execute on function "doorkey"."list_due_provisioning"(integer) to "service_role";
+
+-- doorkey.list_known_keys
+
+create or replace function doorkey.list_known_keys (
+  p_key_hashes text[]
+)
+  returns SETOF text
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_key_hashes is null or cardinality(p_key_hashes) > 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask about up to 1000 keys.';
+  end if;
+  return query
+    select k.key_hash from public.openrouter_user_keys as k
+     where k.key_hash = any (p_key_hashes) and k.status <> 'deleted';
+end
+$function$;
+
+revoke all on function "doorkey"."list_known_keys"(text[]) from public;
+
+grant execute on function "doorkey"."list_known_keys"(text[]) to "service_role";
+
+-- doorkey.look_again
+
+create or replace function doorkey.look_again (
+  p_user_id uuid,
+  p_is_gone boolean
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  update doorkey.provisioning as p
+     set wanted = p.wanted + 1,
+         state = case when p.state in ('ready', 'dead') or (p.state = 'waiting' and p_is_gone) then 'due'
+                      else p.state end,
+         due_at = case when p.state = 'working' then p.due_at else now() end,
+         failures = 0,
+         updated_at = now()
+   where p.user_id = p_user_id
+  returning p.state::text;
+$function$;
+
+revoke all on function "doorkey"."look_again"(uuid, boolean) from public;
+
 -- doorkey.my_account
 
 create or replace function doorkey.my_account()
@@ -1117,6 +1417,41 @@ end
 $function$;
 
 revoke all on function "doorkey"."note_trouble"(text, uuid, text, text) from public;
+
+-- doorkey.on_user_changed
+
+create or replace function doorkey.on_user_changed()
+  returns trigger
+  language plpgsql
+  security definer
+  set search_path to ''
+  set lock_timeout to '1s'
+  AS $function$
+declare
+  v_user_id constant uuid := case when tg_op = 'DELETE' then old.id else new.id end;
+  v_is_gone constant boolean := tg_op = 'DELETE' or new.deleted_at is not null;
+  v_state text;
+begin
+  begin
+    v_state := doorkey.look_again(v_user_id, v_is_gone);
+  exception when others then
+    perform doorkey.note_trouble('user.not_noticed', v_user_id, sqlstate, null);
+  end;
+  begin
+    if v_state = 'due' then
+      perform doorkey.ring(v_user_id, tg_op);
+    end if;
+  exception when others then
+    perform doorkey.note_trouble('hint.not_sent', v_user_id, sqlstate, null);
+  end;
+  return null;
+exception when others then
+  raise warning 'doorkey: a change of user % went unnoticed (%)', v_user_id, sqlstate;
+  return null;
+end
+$function$;
+
+revoke all on function "doorkey"."on_user_changed"() from public;
 
 -- doorkey.on_user_confirmed
 
@@ -1194,6 +1529,29 @@ end
 $function$;
 
 revoke all on function "doorkey"."on_user_created"() from public;
+
+-- doorkey.on_user_readdressed
+
+create or replace function doorkey.on_user_readdressed()
+  returns trigger
+  language plpgsql
+  security definer
+  set search_path to ''
+  set lock_timeout to '1s'
+  AS $function$
+begin
+  -- Only on our own table: a host's `email` column is the host's.
+  if (select s.owns_profiles from doorkey.settings as s) then
+    update public.profiles as p set email = new.email, updated_at = now() where p.id = new.id;
+  end if;
+  return null;
+exception when others then
+  perform doorkey.note_trouble('profile.not_updated', new.id, sqlstate, 'email');
+  return null;
+end
+$function$;
+
+revoke all on function "doorkey"."on_user_readdressed"() from public;
 
 -- doorkey.post_grant
 
@@ -1342,9 +1700,9 @@ begin
     return; -- not connected yet: the rows wait for the sweep
   end if;
   -- The shape of a Supabase database webhook, without the row: that one holds password hashes and tokens.
-  v_body := jsonb_build_object(
-    'type', p_event, 'table', 'users', 'schema', 'auth',
-    'record', jsonb_build_object('id', p_user_id), 'old_record', null);
+  v_body := jsonb_build_object('type', p_event, 'table', 'users', 'schema', 'auth', 'record', null, 'old_record', null)
+    || jsonb_build_object(case p_event when 'DELETE' then 'old_record' else 'record' end,
+                          jsonb_build_object('id', p_user_id));
   perform net.http_post(
     url := v_settings.webhook_url,
     body := v_body,
@@ -1436,6 +1794,72 @@ create or replace function doorkey.sign_webhook (
     $function$;
 
 revoke all on function "doorkey"."sign_webhook"(text, text, text, text) from public;
+
+-- doorkey.start_sweep
+
+create or replace function doorkey.start_sweep (
+  p_users integer
+)
+  returns table (
+    enrolled           integer,
+    pruned             integer,
+    oldest_due_seconds bigint,
+    dead               bigint
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_settings doorkey.settings;
+  v_page uuid[];
+begin
+  if p_users is null or p_users not between 1 and 10000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'A sweep looks at 1 to 10000 users at a time.';
+  end if;
+  select * into v_settings from doorkey.settings;
+
+  select array_agg(page.id order by page.id) into v_page
+    from (select u.id from auth.users as u
+           where v_settings.sweep_cursor is null or u.id > v_settings.sweep_cursor
+           order by u.id limit p_users) as page;
+  with missed as (
+    select a.user_id as id from doorkey.audit_log as a
+     where a.action = 'user.not_enrolled' and a.happened_at > now() - interval '1 day'
+    union
+    select unnest(v_page)
+  )
+  select count(*) filter (where doorkey.enrol(m.id) = 'due')::integer into enrolled
+    from missed as m
+    left join doorkey.provisioning as p on p.user_id = m.id
+    join auth.users as u on u.id = m.id
+   where (p.user_id is null or p.state = 'waiting')
+     and u.deleted_at is null and coalesce(u.created_at, now()) >= v_settings.installed_at;
+
+  -- At the end of the walk it begins again.
+  update doorkey.settings
+     set sweep_cursor = case when cardinality(v_page) = p_users then v_page[p_users] end,
+         last_sweep_at = now();
+
+  with old as (
+    select a.id from doorkey.audit_log as a
+     where a.happened_at < now() - make_interval(days => v_settings.audit_days)
+     order by a.id limit 1000
+  ), gone as (
+    delete from doorkey.audit_log as a using old where a.id = old.id returning 1
+  )
+  select count(*)::integer into pruned from gone;
+
+  select coalesce(floor(extract(epoch from now() - min(d.since))), 0)::bigint into oldest_due_seconds
+    from doorkey.due_provisioning(1) as d;
+  select count(*) into dead from doorkey.provisioning as p where p.state = 'dead';
+  return next;
+end
+$function$;
+
+revoke all on function "doorkey"."start_sweep"(integer) from public;
+
+grant execute on function "doorkey"."start_sweep"(integer) to "service_role";
 
 -- doorkey.want
 

@@ -21,9 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 async def stack() -> AsyncIterator[Stack]:
-    """The whole of doorkey, running. Shared: tests make users of their own in it and change nothing for others."""
+    """The whole of doorkey, running, without a schedule: tests sweep when they mean to.
+
+    Shared: tests make users of their own in it and change nothing for others.
+    """
     shutil.rmtree(TEST_LOGS, ignore_errors=True)
-    async with running_stack(StackOptions(log_folder=TEST_LOGS)) as running:
+    async with running_stack(StackOptions(log_folder=TEST_LOGS, sweep_seconds=0)) as running:
         yield running
 
 

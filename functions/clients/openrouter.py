@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 
@@ -19,6 +21,8 @@ from functions.kit.errors import DoorkeyError
 from functions.kit.settings import Settings
 
 MICROS_PER_DOLLAR = 1_000_000
+# facts.md 1.5: fixed by OpenRouter.
+PAGE_KEYS = 100
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -86,6 +90,15 @@ class CreatedKey:
     secret: str
 
 
+@dataclass(frozen=True)
+class ListedKey:
+    """A key as the list shows it."""
+
+    key_hash: str
+    name: str
+    created_at: datetime
+
+
 class OpenRouter:
     """The management side of one OpenRouter account."""
 
@@ -111,14 +124,39 @@ class OpenRouter:
         answer = await self._send("POST", "/keys", body, expected=201)
         return _read_created(answer)
 
-    async def set_limit(self, key_hash: str, limit_micros: int | None) -> None:
-        """Sets the lifetime limit of a key. Repeatable.
+    async def update_key(self, key_hash: str, *, limit_micros: int | None, is_enabled: bool) -> None:
+        """Sets the lifetime limit of a key, and whether it may be used. Repeatable.
 
         Raises:
             KeyNotFound: it does not exist (any more).
             OpenRouterError: anything else.
         """
-        await self._send("PATCH", f"/keys/{key_hash}", {"limit": _dollars(limit_micros)}, expected=200)
+        body = {"limit": _dollars(limit_micros), "disabled": not is_enabled}
+        await self._send("PATCH", f"/keys/{key_hash}", body, expected=200)
+
+    async def list_keys(self, offset: int) -> list[ListedKey]:
+        """A page of keys of the workspace, newest first, disabled and expired ones too.
+
+        Shorter than PAGE_KEYS: the last. Keys made meanwhile push others to the next page: one may come twice.
+
+        Raises:
+            OpenRouterError: no answer that could be understood.
+        """
+        query = {"offset": str(offset), "include_disabled": "true", "include_expired": "true"}
+        if self._workspace_id is not None:
+            query["workspace_id"] = str(self._workspace_id)
+        answer = await self._send("GET", f"/keys?{urlencode(query)}", None, expected=200)
+        try:
+            return [
+                ListedKey(
+                    key_hash=str(item["hash"]),
+                    name=str(item["name"]),
+                    created_at=datetime.fromisoformat(item["created_at"]).astimezone(UTC),
+                )
+                for item in answer["data"]
+            ]
+        except (KeyError, TypeError, ValueError):
+            raise OpenRouterAnswerLost("GET keys: 200, but no list of keys") from None
 
     async def delete_key(self, key_hash: str) -> None:
         """Deletes a key. One that does not exist counts as deleted.

@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -126,6 +127,17 @@ class Settings(BaseModel):
         le=3600,
         description="How long one attempt holds a user's row; longer than any function's time-out.",
     )
+    doorkey_sweep_budget_seconds: float = Field(
+        default=45.0,
+        gt=0,
+        le=800,
+        description="How long a sweep begins new work; less than its function's time-out by more than one attempt.",
+    )
+    doorkey_stray_age_seconds: int = Field(
+        default=900,
+        ge=60,
+        description="How old a key must be before it may count as a stray; longer than DOORKEY_LEASE_SECONDS.",
+    )
     doorkey_outside_timeout_seconds: float = Field(
         default=10.0,
         gt=0,
@@ -169,6 +181,15 @@ class Settings(BaseModel):
             return None  # an empty secret would be matched by an empty header
         if len(value.get_secret_value()) < MIN_SHARED_SECRET_CHARACTERS:
             raise ValueError(f"must have at least {MIN_SHARED_SECRET_CHARACTERS} characters")
+        return value
+
+    @field_validator("doorkey_stray_age_seconds")
+    @classmethod
+    def _longer_than_a_lease(cls, value: int, info: ValidationInfo) -> int:
+        if value <= info.data.get("doorkey_lease_seconds", 0):
+            raise ValueError(
+                "must be more than DOORKEY_LEASE_SECONDS, or a key about to be registered counts as a stray"
+            )
         return value
 
     # Field by field: a check of the whole would wait until every other problem is gone.

@@ -14,3 +14,11 @@ class ProvisioningState(StrEnum):
     READY = "ready"
     DEAD = "dead"
     GONE = "gone"
+
+
+class KeyAction(StrEnum):
+    """What a claim asks to be done at OpenRouter: `doorkey.key_action`."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    DELETE = "delete"

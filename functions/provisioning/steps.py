@@ -11,11 +11,12 @@ repeated: the key is registered, or deleted by its own hash where the database s
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from functions.clients.openrouter import CreatedKey, OpenRouter, OpenRouterError
+from functions.clients.openrouter import CreatedKey, KeyNotFound, OpenRouter, OpenRouterError
 from functions.clients.supabase import (
     DatabaseRefused,
     Supabase,
@@ -28,12 +29,12 @@ from functions.kit.sealing import Sealer
 from functions.provisioning import store
 from functions.provisioning.names import KeyName
 from functions.provisioning.retry import next_try
-from functions.provisioning.states import ProvisioningState
+from functions.provisioning.states import KeyAction, ProvisioningState
 from functions.provisioning.store import Claim
 
 # The wish may change while it is being fulfilled; somebody who changes it faster than this waits for the sweep.
 MAX_ROUNDS = 3
-# Registering a key is asked for again when the answer is lost: it is idempotent, and a key hangs on it.
+# Recording what was done is asked for again when the answer is lost: it is idempotent, and a key hangs on it.
 FINISH_TRIES = 3
 
 
@@ -41,6 +42,7 @@ class Outcome(StrEnum):
     """How a call of `provision` ended, as the log and the webhook's answer say it."""
 
     READY = "ready"  # the key is as wanted
+    GONE = "gone"  # the user is gone, and so is their key
     NOTHING_TO_DO = "nothing_to_do"  # nothing was due, or somebody else is at it
     DEFERRED = "deferred"  # an attempt failed; the row is due again later
     DEAD = "dead"  # an attempt failed, and it was the last
@@ -102,11 +104,13 @@ class Provisioner:
 
     async def _attempt(self, claim: Claim, request_id: str, line: WorkLine) -> tuple[Outcome, bool]:
         """One attempt; also says whether the wish changed meanwhile."""
+        works = {
+            KeyAction.CREATE: self._make_key,
+            KeyAction.UPDATE: self._update_key,
+            KeyAction.DELETE: self._delete_key,
+        }
         try:
-            if claim.key_hash is None:
-                state = await self._make_key(claim, request_id, line)
-            else:
-                state = await self._set_limit(claim, claim.key_hash, request_id, line)
+            state = await works[claim.action](claim, request_id, line)
         except OpenRouterError as error:
             line.add(error=error.code, detail=error.private, is_outcome_unknown=error.is_outcome_unknown)
             return await self._defer(claim, error, request_id, line), False
@@ -117,7 +121,8 @@ class Provisioner:
         except SupabaseError as error:
             line.add(error=error.code, detail=error.private)
             return Outcome.UNFINISHED, False
-        return Outcome.READY, state is ProvisioningState.DUE
+        outcome = Outcome.GONE if state is ProvisioningState.GONE else Outcome.READY
+        return outcome, state is ProvisioningState.DUE
 
     async def _make_key(self, claim: Claim, request_id: str, line: WorkLine) -> ProvisioningState:
         name = str(KeyName(self.project, claim.user_id, claim.attempt))
@@ -126,40 +131,58 @@ class Provisioner:
         line.add(key_name=name, limit_micros=claim.limit_micros)
         with line.step("seal"):
             sealed = self.sealer.seal(key.secret, user_id=claim.user_id, key_hash=key.key_hash)
+
+        def register() -> Awaitable[ProvisioningState]:
+            return store.finish(
+                self.database,
+                claim,
+                key_hash=key.key_hash,
+                key_name=key.name,
+                key_label=key.label,
+                sealed_secret=sealed,
+                request_id=request_id,
+            )
+
         try:
-            with line.step("finish"):
-                return await self._finish(claim, key, sealed, request_id)
+            return await self._finish(register, line)
         except DatabaseRefused as error:
             # Only on these two words does the database promise that this key will never be used.
             if error.word in (store.LEASE_LOST, store.USER_GONE):
-                await self._delete(key, line)
+                await self._undo(key, line)
             raise
 
-    async def _finish(self, claim: Claim, key: CreatedKey, sealed: str, request_id: str) -> ProvisioningState:
-        for tries_left in reversed(range(FINISH_TRIES)):
-            try:
-                return await store.finish(
-                    self.database,
-                    claim,
-                    key_hash=key.key_hash,
-                    key_name=key.name,
-                    key_label=key.label,
-                    sealed_secret=sealed,
-                    request_id=request_id,
+    async def _update_key(self, claim: Claim, request_id: str, line: WorkLine) -> ProvisioningState:
+        line.add(limit_micros=claim.limit_micros, is_enabled=claim.is_enabled)
+        try:
+            with line.step("update_key"):
+                await self.openrouter.update_key(
+                    str(claim.key_hash), limit_micros=claim.limit_micros, is_enabled=claim.is_enabled
                 )
-            except (SupabaseAnswerLost, SupabaseUnreachable):
-                if not tries_left:
-                    raise
+        except KeyNotFound:
+            # Somebody deleted it by hand. The user shall have one all the same: the next round makes it.
+            line.add(is_key_lost=True)
+            return await self._finish(
+                lambda: store.finish_key_deletion(self.database, claim, request_id=request_id), line
+            )
+        return await self._finish(lambda: store.finish_key_update(self.database, claim, request_id=request_id), line)
+
+    async def _delete_key(self, claim: Claim, request_id: str, line: WorkLine) -> ProvisioningState:
+        with line.step("delete_key"):
+            await self.openrouter.delete_key(str(claim.key_hash))
+        return await self._finish(lambda: store.finish_key_deletion(self.database, claim, request_id=request_id), line)
+
+    async def _finish(self, ask: Callable[[], Awaitable[ProvisioningState]], line: WorkLine) -> ProvisioningState:
+        """Asks the database to record what was done, again if the answer is lost: every one of these is repeatable."""
+        with line.step("finish"):
+            for tries_left in reversed(range(FINISH_TRIES)):
+                try:
+                    return await ask()
+                except (SupabaseAnswerLost, SupabaseUnreachable):
+                    if not tries_left:
+                        raise
         raise AssertionError("unreachable")
 
-    async def _set_limit(self, claim: Claim, key_hash: str, request_id: str, line: WorkLine) -> ProvisioningState:
-        with line.step("set_limit"):
-            await self.openrouter.set_limit(key_hash, claim.limit_micros)
-        line.add(limit_micros=claim.limit_micros)
-        with line.step("finish"):
-            return await store.finish_key_update(self.database, claim, request_id=request_id)
-
-    async def _delete(self, key: CreatedKey, line: WorkLine) -> None:
+    async def _undo(self, key: CreatedKey, line: WorkLine) -> None:
         try:
             with line.step("delete_key"):
                 await self.openrouter.delete_key(key.key_hash)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from functions.clients.supabase import Rpc, Supabase
-from functions.provisioning.states import ProvisioningState
+from functions.provisioning.states import KeyAction, ProvisioningState
 
 CLAIM = Rpc("claim_provisioning", ("user_id", "lease_seconds", "request_id"), "service_role")
 FINISH = Rpc(
@@ -25,7 +25,12 @@ FINISH = Rpc(
 )
 FINISH_KEY_UPDATE = Rpc(
     "finish_key_update",
-    ("user_id", "attempt", "key_hash", "limit_micros", "request_id"),
+    ("user_id", "attempt", "key_hash", "limit_micros", "is_enabled", "request_id"),
+    "service_role",
+)
+FINISH_KEY_DELETION = Rpc(
+    "finish_key_deletion",
+    ("user_id", "attempt", "key_hash", "request_id"),
     "service_role",
 )
 DEFER = Rpc(
@@ -33,6 +38,9 @@ DEFER = Rpc(
     ("user_id", "attempt", "error", "delay_seconds", "gives_up", "request_id"),
     "service_role",
 )
+START_SWEEP = Rpc("start_sweep", ("users",), "service_role")
+LIST_DUE = Rpc("list_due_provisioning", ("due_rows",), "service_role")
+LIST_KNOWN_KEYS = Rpc("list_known_keys", ("key_hashes",), "service_role")
 
 LEASE_LOST = "lease_lost"
 USER_GONE = "user_gone"
@@ -46,15 +54,19 @@ class Claim:
         user_id: whose key.
         attempt: fences: only this attempt may finish.
         failures: attempts that failed since the last success.
-        key_hash: the live key; None: one is to be made.
+        action: what is to be done at OpenRouter.
+        key_hash: the live key; None exactly when one is to be made.
         limit_micros: the lifetime limit that the ledger allows; None: no cap.
+        is_enabled: whether the key may be used; not while the user is banned.
     """
 
     user_id: UUID
     attempt: int
     failures: int
+    action: KeyAction
     key_hash: str | None
     limit_micros: int | None
+    is_enabled: bool
 
 
 async def claim(database: Supabase, user_id: UUID, *, lease_seconds: int, request_id: str) -> Claim | None:
@@ -73,8 +85,10 @@ async def claim(database: Supabase, user_id: UUID, *, lease_seconds: int, reques
         user_id=UUID(row["user_id"]),
         attempt=row["attempt"],
         failures=row["failures"],
+        action=KeyAction(row["action"]),
         key_hash=row["key_hash"],
         limit_micros=limit_micros,
+        is_enabled=row["is_enabled"],
     )
 
 
@@ -106,7 +120,7 @@ async def finish(
 
 
 async def finish_key_update(database: Supabase, claim: Claim, *, request_id: str) -> ProvisioningState:
-    """Records that OpenRouter took the limit. Repeatable with the same arguments."""
+    """Records that OpenRouter took the limit and the switch. Repeatable with the same arguments."""
     state = await database.call(
         FINISH_KEY_UPDATE,
         {
@@ -114,6 +128,21 @@ async def finish_key_update(database: Supabase, claim: Claim, *, request_id: str
             "attempt": claim.attempt,
             "key_hash": claim.key_hash,
             "limit_micros": claim.limit_micros,
+            "is_enabled": claim.is_enabled,
+            "request_id": request_id,
+        },
+    )
+    return ProvisioningState(state)
+
+
+async def finish_key_deletion(database: Supabase, claim: Claim, *, request_id: str) -> ProvisioningState:
+    """Records that the key is no more; whoever is still here is due for a new one. Repeatable likewise."""
+    state = await database.call(
+        FINISH_KEY_DELETION,
+        {
+            "user_id": str(claim.user_id),
+            "attempt": claim.attempt,
+            "key_hash": claim.key_hash,
             "request_id": request_id,
         },
     )
@@ -142,3 +171,36 @@ async def defer(
         },
     )
     return ProvisioningState(state)
+
+
+@dataclass(frozen=True)
+class SweepStart:
+    """What the database did by itself at the start of a sweep, and how far behind it is.
+
+    Attributes:
+        enrolled: users whom the trigger had missed.
+        pruned: lines of the audit log that were too old.
+        oldest_due_seconds: how long the longest waiting has waited.
+        dead: rows that were given up.
+    """
+
+    enrolled: int
+    pruned: int
+    oldest_due_seconds: int
+    dead: int
+
+
+async def start_sweep(database: Supabase, *, users: int) -> SweepStart:
+    """Begins a sweep; looks at so many users whom the trigger may have missed."""
+    (row,) = await database.call(START_SWEEP, {"users": users})
+    return SweepStart(**row)
+
+
+async def list_due(database: Supabase, *, due_rows: int) -> list[UUID]:
+    """Who is due, longest waiting first."""
+    return [UUID(user_id) for user_id in await database.call(LIST_DUE, {"due_rows": due_rows})]
+
+
+async def list_known_keys(database: Supabase, key_hashes: list[str]) -> set[str]:
+    """Which of these keys the database holds to be alive."""
+    return set(await database.call(LIST_KNOWN_KEYS, {"key_hashes": key_hashes}))

@@ -50,6 +50,7 @@ class StackOptions:
         log_folder: where the parts' logs go; None: below the temporary folder, gone with it.
         database_url: of a superuser of an empty database, instead of the embedded Postgres.
         openrouter_latency_ms: how long the simulator takes for each answer.
+        sweep_seconds: how often the sweep runs; 0: never.
         functions_environment: settings of the functions, over the stack's own.
         ports: fixed ports by part, for apps that have the address in their configuration; others are found.
     """
@@ -57,6 +58,7 @@ class StackOptions:
     log_folder: Path | None = None
     database_url: str | None = None
     openrouter_latency_ms: int = 0
+    sweep_seconds: float = 60.0
     functions_environment: dict[str, str] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
 
@@ -272,7 +274,7 @@ def _parts(
             str(options.openrouter_latency_ms),
             health="/simulator/health",
         ),
-        python("functions", functions_environment, health="/health"),
+        python("functions", functions_environment, "--sweep-seconds", str(options.sweep_seconds), health="/health"),
         Part(
             name="pg_net",
             command=[sys.executable, "-m", "infra.local.pg_net"],

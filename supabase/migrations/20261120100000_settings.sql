@@ -16,7 +16,8 @@ begin
   select string_agg(format('public.%I', n.name), ', ') into v_taken
     from unnest(array[
            'plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys',
-           'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'defer_provisioning',
+           'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
+           'start_sweep', 'list_due_provisioning', 'list_known_keys',
            'get_my_account', 'reveal_key', 'get_doorkey_health']) as n (name)
    where to_regclass(format('public.%I', n.name)) is not null
       or exists (select from pg_catalog.pg_proc as p
@@ -52,6 +53,11 @@ create table if not exists doorkey.settings (
   -- What one credit is worth; people see credits, the ledger keeps micro-dollars.
   micros_per_credit bigint not null default 1000000 check (micros_per_credit > 0),
   default_plan_id text not null default 'trial',
+  -- How long the audit log remembers.
+  audit_days integer not null default 365 check (audit_days > 0),
+  -- Where the sweep has come in its walk round auth.users, and when it last began.
+  sweep_cursor uuid,
+  last_sweep_at timestamptz,
   -- Where the doorbell rings, and what signs the ring (Standard Webhooks: whsec_ + base64 of 24 to 64 bytes).
   -- The secret opens nothing by itself: a ring only asks to do what the database already says is due.
   webhook_url text check (webhook_url ~ '^https?://'),

@@ -17,6 +17,9 @@ create table if not exists doorkey.audit_log (
 );
 -- "What happened to this user?"
 create index if not exists audit_log_user on doorkey.audit_log (user_id, id);
+-- "Whom did the trigger fail to enrol?", for the sweep.
+create index if not exists audit_log_not_enrolled
+  on doorkey.audit_log (happened_at) where action = 'user.not_enrolled';
 alter table doorkey.audit_log enable row level security;
 revoke all on table doorkey.audit_log from public, anon, authenticated, service_role;
 revoke all on sequence doorkey.audit_log_id_seq from public, anon, authenticated, service_role;

@@ -91,6 +91,8 @@ create table if not exists doorkey.provisioning (
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   ready_at timestamptz,
+  -- When time itself changes the wish: a ban ends, and no update of the user will announce it.
+  revisit_at timestamptz,
   constraint leased_exactly_while_working check ((state = 'working') = (lease_expires_at is not null)),
   constraint ready_only_with_a_key check (state <> 'ready' or key_hash is not null),
   constraint no_key_before_or_after check (state not in ('waiting', 'gone') or key_hash is null),
@@ -101,6 +103,8 @@ create index if not exists provisioning_due
   on doorkey.provisioning (due_at) where state = 'due';
 create index if not exists provisioning_leased
   on doorkey.provisioning (lease_expires_at) where state = 'working';
+create index if not exists provisioning_revisited
+  on doorkey.provisioning (revisit_at) where state = 'ready' and revisit_at is not null;
 create index if not exists provisioning_dead
   on doorkey.provisioning (updated_at) where state = 'dead';
 create index if not exists provisioning_key on doorkey.provisioning (key_hash);
@@ -178,11 +182,28 @@ end
 $$;
 revoke all on function doorkey.key_limit(uuid, text) from public, anon, authenticated, service_role;
 
+-- How the user's key should be, as auth.users says now. `changes_at`: when it will say otherwise by itself.
+create or replace function doorkey.desired_key(
+  p_user_id uuid, out is_present boolean, out is_enabled boolean, out changes_at timestamptz
+)
+language sql stable security definer set search_path = ''
+as $$
+  select count(*) > 0,
+         coalesce(bool_and(u.banned_until is null or u.banned_until <= now()), false),
+         min(u.banned_until) filter (where u.banned_until > now())
+    from auth.users as u where u.id = p_user_id and u.deleted_at is null;
+$$;
+revoke all on function doorkey.desired_key(uuid) from public, anon, authenticated, service_role;
+
 do $$
 begin
+  if to_regtype('doorkey.key_action') is null then
+    create type doorkey.key_action as enum ('create', 'update', 'delete');
+  end if;
   if to_regtype('doorkey.provisioning_claim') is null then
     create type doorkey.provisioning_claim as (
-      user_id uuid, attempt integer, failures integer, key_hash text, limit_micros bigint, is_uncapped boolean
+      user_id uuid, attempt integer, failures integer, action doorkey.key_action, key_hash text,
+      limit_micros bigint, is_uncapped boolean, is_enabled boolean
     );
   end if;
 end
@@ -195,6 +216,8 @@ language plpgsql security definer set search_path = ''
 as $$
 declare
   v_row doorkey.provisioning;
+  v_wish record;
+  v_limit record;
 begin
   if p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
     raise sqlstate 'PT422' using message = 'lease_out_of_range', hint = 'A lease lasts 1 to 3600 seconds.';
@@ -204,29 +227,41 @@ begin
   end if;
   select * into v_row from doorkey.provisioning as p
    where p.user_id = p_user_id
-     and ((p.state = 'due' and p.due_at <= now()) or (p.state = 'working' and p.lease_expires_at <= now()))
+     and ((p.state = 'due' and p.due_at <= now())
+       or (p.state = 'working' and p.lease_expires_at <= now())
+       or (p.state = 'ready' and p.revisit_at <= now()))
      for update skip locked;
   if not found then
     return;
   end if;
-  if v_row.key_hash is null
-     and not exists (select from auth.users as u where u.id = p_user_id and u.deleted_at is null) then
-    update doorkey.provisioning as p set state = 'gone', lease_expires_at = null, updated_at = now()
+  select * into v_wish from doorkey.desired_key(p_user_id);
+  if v_row.key_hash is null and not v_wish.is_enabled then
+    -- Nobody to make a key for: gone, or banned until the ban ends or is lifted.
+    update doorkey.provisioning as p
+       set state = case when v_wish.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
+           due_at = coalesce(v_wish.changes_at, p.due_at), lease_expires_at = null, updated_at = now()
      where p.user_id = p_user_id;
     return;
   end if;
-  perform doorkey.welcome(p_user_id, 'provisioning', p_request_id);
+  if v_wish.is_present then
+    perform doorkey.welcome(p_user_id, 'provisioning', p_request_id);
+  end if;
   update doorkey.provisioning as p
      set state = 'working',
          attempt = p.attempt + 1,
          claimed = p.wanted,
          lease_expires_at = now() + make_interval(secs => p_lease_seconds),
+         revisit_at = v_wish.changes_at,
          updated_at = now()
    where p.user_id = p_user_id
   returning * into v_row;
+  select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
   return query
-    select v_row.user_id, v_row.attempt, v_row.failures, v_row.key_hash, l.limit_micros, l.is_uncapped
-      from doorkey.key_limit(p_user_id, v_row.key_hash) as l;
+    select v_row.user_id, v_row.attempt, v_row.failures,
+           case when not v_wish.is_present then 'delete'
+                when v_row.key_hash is null then 'create'
+                else 'update' end::doorkey.key_action,
+           v_row.key_hash, v_limit.limit_micros, v_limit.is_uncapped, v_wish.is_enabled;
 end
 $$;
 revoke all on function doorkey.claim_provisioning(uuid, integer, text) from public, anon, authenticated, service_role;
@@ -331,9 +366,9 @@ revoke all on function public.finish_provisioning(uuid, integer, text, text, tex
 grant execute on function public.finish_provisioning(uuid, integer, text, text, text, bigint, text, text)
   to service_role;
 
--- Records that OpenRouter took the new limit of the key that is there already. Repeatable likewise.
+-- Records that OpenRouter took the new limit, and whether the key may be used. Repeatable likewise.
 create or replace function doorkey.finish_key_update(
-  p_user_id uuid, p_attempt integer, p_key_hash text, p_limit_micros bigint, p_request_id text
+  p_user_id uuid, p_attempt integer, p_key_hash text, p_limit_micros bigint, p_is_enabled boolean, p_request_id text
 ) returns text
 language plpgsql security definer set search_path = ''
 as $$
@@ -350,31 +385,89 @@ begin
     return v_state;
   end if;
   v_row := doorkey.hold_lease(p_user_id, p_attempt);
-  update public.openrouter_user_keys as k set limit_micros = p_limit_micros, updated_at = now()
+  update public.openrouter_user_keys as k
+     set limit_micros = p_limit_micros,
+         status = case when p_is_enabled then 'active' else 'disabled' end,
+         updated_at = now()
    where k.key_hash = p_key_hash and k.key_hash = v_row.key_hash;
   if not found then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
   v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
-  perform doorkey.show_on_profile(p_user_id, 'active', k.key_name, p_limit_micros)
+  perform doorkey.show_on_profile(
+            p_user_id, case when p_is_enabled then 'active' else 'disabled' end, k.key_name, p_limit_micros)
      from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
-  perform doorkey.write_audit('provisioning', 'key.limited', p_user_id, p_request_id,
-    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros));
+  perform doorkey.write_audit('provisioning', 'key.updated', p_user_id, p_request_id,
+    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros,
+                       'is_enabled', p_is_enabled));
   return v_state;
 end
 $$;
-revoke all on function doorkey.finish_key_update(uuid, integer, text, bigint, text)
+revoke all on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, text)
   from public, anon, authenticated, service_role;
-grant execute on function doorkey.finish_key_update(uuid, integer, text, bigint, text) to service_role;
+grant execute on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, text) to service_role;
 
 create or replace function public.finish_key_update(
-  user_id uuid, attempt integer, key_hash text, limit_micros bigint, request_id text
+  user_id uuid, attempt integer, key_hash text, limit_micros bigint, is_enabled boolean, request_id text
 ) returns text
 language sql set search_path = ''
-as $$ select doorkey.finish_key_update($1, $2, $3, $4, $5); $$;
-revoke all on function public.finish_key_update(uuid, integer, text, bigint, text)
+as $$ select doorkey.finish_key_update($1, $2, $3, $4, $5, $6); $$;
+revoke all on function public.finish_key_update(uuid, integer, text, bigint, boolean, text)
   from public, anon, authenticated, service_role;
-grant execute on function public.finish_key_update(uuid, integer, text, bigint, text) to service_role;
+grant execute on function public.finish_key_update(uuid, integer, text, bigint, boolean, text) to service_role;
+
+-- Records that the key is no more at OpenRouter: deleted because the user is gone, or found missing. Whoever is still
+-- here is due again, for a new one. Repeatable likewise.
+create or replace function doorkey.finish_key_deletion(
+  p_user_id uuid, p_attempt integer, p_key_hash text, p_request_id text
+) returns text
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_row doorkey.provisioning;
+  v_state doorkey.provisioning_state;
+begin
+  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  select p.state into v_state from doorkey.provisioning as p
+   where p.user_id = p_user_id and p.attempt = p_attempt and p.key_hash is null and p.state in ('gone', 'due')
+     and exists (select from public.openrouter_user_keys as k
+                  where k.key_hash = p_key_hash and k.user_id = p_user_id and k.status = 'deleted');
+  if found then
+    return v_state;
+  end if;
+  v_row := doorkey.hold_lease(p_user_id, p_attempt);
+  if v_row.key_hash is distinct from p_key_hash then
+    raise exception 'provisioning of % has another key', p_user_id;
+  end if;
+  update doorkey.provisioning as p
+     set state = case when w.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
+         key_hash = null, lease_expires_at = null, revisit_at = null, failures = 0, last_error = null,
+         due_at = now(), updated_at = now()
+    from doorkey.desired_key(p_user_id) as w
+   where p.user_id = p_user_id
+  returning p.state into v_state;
+  -- Nobody will ever need it again.
+  delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
+  update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
+   where k.key_hash = p_key_hash;
+  perform doorkey.show_on_profile(p_user_id, case when v_state = 'gone' then 'revoked' else 'pending' end, null, null);
+  perform doorkey.write_audit('provisioning', 'key.deleted', p_user_id, p_request_id,
+    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt));
+  return v_state;
+end
+$$;
+revoke all on function doorkey.finish_key_deletion(uuid, integer, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.finish_key_deletion(uuid, integer, text, text) to service_role;
+
+create or replace function public.finish_key_deletion(
+  user_id uuid, attempt integer, key_hash text, request_id text
+) returns text
+language sql set search_path = ''
+as $$ select doorkey.finish_key_deletion($1, $2, $3, $4); $$;
+revoke all on function public.finish_key_deletion(uuid, integer, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.finish_key_deletion(uuid, integer, text, text) to service_role;
 
 -- Ends an attempt that failed: due again after the delay that the caller worked out, or dead. Says which.
 create or replace function doorkey.defer_provisioning(

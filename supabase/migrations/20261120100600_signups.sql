@@ -43,9 +43,9 @@ begin
     return; -- not connected yet: the rows wait for the sweep
   end if;
   -- The shape of a Supabase database webhook, without the row: that one holds password hashes and tokens.
-  v_body := jsonb_build_object(
-    'type', p_event, 'table', 'users', 'schema', 'auth',
-    'record', jsonb_build_object('id', p_user_id), 'old_record', null);
+  v_body := jsonb_build_object('type', p_event, 'table', 'users', 'schema', 'auth', 'record', null, 'old_record', null)
+    || jsonb_build_object(case p_event when 'DELETE' then 'old_record' else 'record' end,
+                          jsonb_build_object('id', p_user_id));
   perform net.http_post(
     url := v_settings.webhook_url,
     body := v_body,

@@ -76,18 +76,25 @@ class Call:
 
     Attributes:
         arguments: by position.
-        answer: `account`: the caller's own; `health`: a report; `nothing`: no rows; `lease_lost`: PT409.
+        answer: `account`: the caller's own; `health`: a report; `nothing`: no rows; else a refusal of REFUSALS.
     """
 
     arguments: tuple[object, ...]
-    answer: Literal["account", "health", "nothing", "lease_lost"]
+    answer: Literal["account", "health", "nothing", "lease_lost", "page_out_of_range"]
 
+
+# The function's own words, and the HTTP status that each asks for.
+REFUSALS = {"lease_lost": 409, "page_out_of_range": 422}
 
 _CALLS = {
     "my_account": Call((), "account"),
     "claim_provisioning": Call((NOBODY, 60, "door"), "nothing"),
     "finish_provisioning": Call((NOBODY, 1, "0" * 64, "door", None, 1, "v1.k1.AAAA", "door"), "lease_lost"),
-    "finish_key_update": Call((NOBODY, 1, "0" * 64, 1, "door"), "lease_lost"),
+    "finish_key_update": Call((NOBODY, 1, "0" * 64, 1, True, "door"), "lease_lost"),
+    "finish_key_deletion": Call((NOBODY, 1, "0" * 64, "door"), "lease_lost"),
+    "start_sweep": Call((0,), "page_out_of_range"),
+    "list_due_provisioning": Call((0,), "page_out_of_range"),
+    "list_known_keys": Call(([],), "nothing"),
     "defer_provisioning": Call((NOBODY, 1, "door", 0, False, "door"), "lease_lost"),
     "reveal_key": Call((NOBODY, "door"), "nothing"),
     "health": Call((), "health"),

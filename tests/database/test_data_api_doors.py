@@ -21,7 +21,16 @@ from psycopg.rows import dict_row
 from infra.local.stack import Stack
 from tests.database.catalog import Catalog
 from tests.database.declared_grants import FUNCTIONS, TABLES, readable_columns
-from tests.database.door_calls import PEOPLE, READABLE, SUBJECTS, Function, SubjectName, call_of, role_of
+from tests.database.door_calls import (
+    PEOPLE,
+    READABLE,
+    REFUSALS,
+    SUBJECTS,
+    Function,
+    SubjectName,
+    call_of,
+    role_of,
+)
 
 pytestmark = pytest.mark.parametrize("subject", SUBJECTS)
 
@@ -201,8 +210,8 @@ async def test_functions_answer_their_callers_and_nobody_else(
     answer = await data_api.ask(subject, "POST", f"rpc/{function.name}", json=arguments)
     if not is_caller:
         assert_refused(answer, subject, "function", function.name)
-    elif call.answer == "lease_lost":
-        assert (answer.status_code, answer.json()["message"]) == (409, "lease_lost")
+    elif call.answer in REFUSALS:
+        assert (answer.status_code, answer.json()["message"]) == (REFUSALS[call.answer], call.answer)
     else:
         assert answer.status_code == 200, answer.text
         result = answer.json()

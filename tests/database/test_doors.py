@@ -19,6 +19,7 @@ from tests.database.declared_grants import FUNCTIONS, OBJECTS, SEQUENCES, TABLES
 from tests.database.door_calls import (
     PEOPLE,
     READABLE,
+    REFUSALS,
     SUBJECTS,
     Call,
     Function,
@@ -145,10 +146,10 @@ async def test_functions_answer_their_callers_and_nobody_else(
 
 
 async def assert_answer(connection: Connection, statement: str, call: Call, user_id: uuid.UUID | None) -> None:
-    if call.answer == "lease_lost":
-        with pytest.raises(psycopg.Error, match="lease_lost") as caught:
+    if call.answer in REFUSALS:
+        with pytest.raises(psycopg.Error, match=call.answer) as caught:
             await connection.execute(statement, call.arguments)
-        assert caught.value.sqlstate == "PT409"
+        assert caught.value.sqlstate == f"PT{REFUSALS[call.answer]}"
         return
     rows = await (await connection.execute(statement, call.arguments)).fetchall()
     if call.answer == "nothing":

@@ -47,9 +47,11 @@ async def test_a_claim_tells_all_that_the_work_needs(doors: Doors, user_id: uuid
         "user_id": user_id,
         "attempt": 1,
         "failures": 0,
+        "action": "create",
         "key_hash": None,
         "limit_micros": 5_000_000,
         "is_uncapped": False,
+        "is_enabled": True,
     }
     row = await doors.row(user_id)
     assert row is not None
@@ -256,7 +258,9 @@ async def test_a_deletion_waits_for_a_finish_that_came_first(doors: Doors, user_
             await wait_until_blocked(doors.database, 1)
         await deletion
     assert [key["status"] for key in await doors.keys(user_id)] == ["active"]
-    assert await doors.state(user_id) == "ready"
+    # The key is known, and so the deletion could ask for its removal.
+    assert await doors.state(user_id) == "due"
+    assert (await doors.claimed(user_id))["action"] == "delete"
 
 
 async def finish_in(worker: Connection, claim: Row) -> None:

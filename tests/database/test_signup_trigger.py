@@ -166,7 +166,7 @@ async def test_somebody_who_was_deleted_before_confirming_is_not_served(connecte
     await update(connected, user_id, "deleted_at = now()")
     await update(connected, user_id, CONFIRM)
     assert await Doors(connected).claim(user_id) is None
-    assert (await Doors(connected).state(user_id), await rings(connected, user_id)) == ("waiting", [])
+    assert await Doors(connected).state(user_id) == "gone"
 
 
 async def test_users_imported_with_their_old_date_wait_for_a_backfill(connected: Database) -> None:

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 Connection = psycopg.AsyncConnection[Row]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Database:
     """One database of the test server.
 
@@ -119,7 +119,7 @@ class Database:
         return user_id
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DatabaseServer:
     """The server with its templates."""
 

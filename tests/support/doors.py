@@ -82,11 +82,12 @@ class Doors:
     async def finish_key_update(self, claim: Row, key: str | None = None) -> str:
         """Records the limit of the claim's key, or of another one."""
         return await self._word(
-            "select public.finish_key_update(%s, %s, %s, %s, 'r') as word",
+            "select public.finish_key_update(%s, %s, %s, %s, %s, 'r') as word",
             claim["user_id"],
             claim["attempt"],
             key or claim["key_hash"],
             claim["limit_micros"],
+            claim.get("is_enabled", True),
         )
 
     async def defer(self, claim: Row, delay_seconds: int | None = 0, *, gives_up: bool = False) -> str:

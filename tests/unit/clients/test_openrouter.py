@@ -58,7 +58,7 @@ class Server:
 
 ACTS: dict[str, Callable[[OpenRouter], Any]] = {
     "create": lambda client: client.create_key("doorkey-app-1", 5_000_000),
-    "limit": lambda client: client.set_limit(HASH, 1),
+    "limit": lambda client: client.update_key(HASH, limit_micros=1, is_enabled=True),
     "delete": lambda client: client.delete_key(HASH),
     "check": lambda client: client.check(),
 }
@@ -173,7 +173,7 @@ async def test_a_workspace_goes_along_when_it_is_set() -> None:
 @given(micros=st.integers(0, 4_000_000_000_000_000))
 async def test_no_micro_dollar_of_a_limit_is_lost_in_json(micros: int) -> None:
     server = Server(httpx.Response(200, json={"data": {}}))
-    await server.client().set_limit(HASH, micros)
+    await server.client().update_key(HASH, limit_micros=micros, is_enabled=True)
     assert round(json.loads(server.requests[0].content)["limit"] * 1_000_000) == micros
 
 

@@ -1,0 +1,51 @@
+"""Lambda: the clock ticked. Redrives what is due, enrols whom the trigger missed, collects strays."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from functions.clients.outside import Clients, build_clients
+from functions.kit.clock import Clock, system_clock
+from functions.kit.errors import DoorkeyError
+from functions.kit.observability import start_logging
+from functions.kit.sealing import Sealer
+from functions.kit.settings import Settings
+from functions.provisioning.steps import Provisioner
+from functions.provisioning.sweeping import SweepSettings, sweep
+from functions.web.entry import Handle, LambdaEntry
+from functions.web.events import Event
+
+
+def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> Handle:
+    """The handler for these settings; the event says nothing that matters."""
+    provisioner = Provisioner(
+        database=clients.supabase,
+        openrouter=clients.openrouter,
+        sealer=Sealer(settings.sealing_keys),
+        project=settings.doorkey_project,
+        lease_seconds=settings.doorkey_lease_seconds,
+    )
+    limits = SweepSettings(
+        budget_seconds=settings.doorkey_sweep_budget_seconds,
+        stray_age_seconds=settings.doorkey_stray_age_seconds,
+    )
+
+    async def handle(_: Event) -> dict[str, Any]:
+        try:
+            line = await sweep(provisioner, limits, request_id=uuid.uuid4().hex, clock=clock)
+        except DoorkeyError as error:
+            # Its line is written. Raising would have Lambda run it again at once, and the next minute does that anyway.
+            return {"outcome": "failed", "error": error.code}
+        return {"outcome": "finished", **line.facts}
+
+    return handle
+
+
+def _build_from_environment() -> Handle:
+    start_logging()
+    settings = Settings.from_environment()
+    return build(settings, build_clients(settings))
+
+
+handler = LambdaEntry(_build_from_environment)

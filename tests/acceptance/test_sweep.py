@@ -1,0 +1,237 @@
+"""The sweep is the guarantee: whoever was missed is found, whatever was left is done, strays are collected."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from functions import sweep
+from functions.clients.outside import Clients, build_clients
+from functions.kit.settings import Settings
+from functions.provisioning import strays
+from functions.provisioning.names import KeyName
+from functions.provisioning.strays import StrayReport, collect_strays
+from infra.local.stack import Stack
+from tests.support.scenes import Answer, Between, Scene, instead, lose, named
+
+MIN_AGE = timedelta(minutes=15)
+
+
+@pytest.fixture
+async def scene(stack: Stack, http: httpx.AsyncClient) -> Scene:
+    """Somebody who is due, of whom no hint was sent."""
+    return await due_user(stack, http)
+
+
+async def due_user(stack: Stack, http: httpx.AsyncClient) -> Scene:
+    scene = Scene(stack, http, uuid.uuid4())
+    await scene.sql("insert into auth.users (id, email) values (%s, %s)", scene.user_id, f"{scene.user_id}@example.com")
+    await scene.sql("update doorkey.provisioning set state = 'due' where user_id = %s", scene.user_id)
+    return scene
+
+
+async def run_sweep(stack: Stack, transport: Between | None = None, **settings: str) -> dict[str, Any]:
+    """One sweep, as the schedule runs it; what its line says."""
+    read = Settings.from_environment({**stack.functions_environment, **settings})
+    clients = build_clients(read, transport=transport or Between())
+    async with clients.http:
+        return await sweep.build(read, clients)({"source": "aws.events", "detail-type": "Scheduled Event"})
+
+
+async def test_whoever_is_due_gets_their_key_though_the_hint_was_lost(scene: Scene) -> None:
+    line = await run_sweep(scene.stack)
+    assert line["outcome"] == "finished"
+    assert line["outcome_ready"] >= 1
+    assert line["is_everything_done"] is True
+    await scene.assert_one_key(attempt=1)
+
+
+async def test_whom_the_trigger_missed_is_enrolled(scene: Scene) -> None:
+    await scene.sql("alter table auth.users disable trigger zz_doorkey_user_confirmed")
+    await scene.sql("update auth.users set email_confirmed_at = now() where id = %s", scene.user_id)
+    await scene.sql("alter table auth.users enable trigger zz_doorkey_user_confirmed")
+    await scene.sql("delete from doorkey.provisioning where user_id = %s", scene.user_id)
+    await scene.sql("update doorkey.settings set sweep_cursor = null")
+    assert (await run_sweep(scene.stack))["enrolled"] >= 1
+    await scene.assert_one_key(attempt=1)
+
+
+async def test_two_sweeps_at_once_make_one_key_each(stack: Stack, http: httpx.AsyncClient) -> None:
+    scenes = [await due_user(stack, http) for _ in range(12)]
+    lines = await asyncio.gather(run_sweep(stack), run_sweep(stack))
+    assert sum(line.get("outcome_ready", 0) for line in lines) == len(scenes)
+    for scene in scenes:
+        await scene.assert_one_key(attempt=1)
+        assert await scene.grants() == [5_000_000]
+
+
+async def test_what_a_dead_worker_left_is_taken_over(scene: Scene) -> None:
+    await scene.sql("select doorkey.claim_provisioning(%s, 60, 'died')", scene.user_id)
+    await run_sweep(scene.stack)
+    assert (await scene.row())["state"] == "working"
+    await scene.expire_lease()
+    await run_sweep(scene.stack)
+    await scene.assert_one_key(attempt=2)
+    assert await scene.grants() == [5_000_000]
+
+
+async def test_a_ban_that_has_ended_is_lifted(scene: Scene) -> None:
+    await scene.sql("update auth.users set banned_until = now() + interval '1 day' where id = %s", scene.user_id)
+    await run_sweep(scene.stack)
+    assert await scene.keys() == {}
+    await scene.sql("update doorkey.provisioning set due_at = now() where user_id = %s", scene.user_id)
+    await scene.sql("update auth.users set banned_until = now() - interval '1 s' where id = %s", scene.user_id)
+    await run_sweep(scene.stack)
+    assert (await scene.row())["state"] == "ready"
+
+
+async def test_nothing_is_begun_when_the_time_is_up(scene: Scene) -> None:
+    slow = Between(after=lambda _, answer: _late(answer))
+    line = await run_sweep(scene.stack, slow, DOORKEY_SWEEP_BUDGET_SECONDS="0.01")
+    assert line["is_everything_done"] is False
+    assert await scene.keys() == {}
+    assert (await scene.row())["state"] == "due"
+
+
+async def _late(answer: Answer) -> Answer:
+    await asyncio.sleep(0.05)
+    return answer
+
+
+async def test_one_users_trouble_does_not_stop_the_others(stack: Stack, http: httpx.AsyncClient) -> None:
+    first, second = await due_user(stack, http), await due_user(stack, http)
+    line = await run_sweep(stack, Between(after=lose("POST /keys")))
+    assert line["outcome_deferred"] == 1
+    assert line["outcome_ready"] >= 1
+    assert sorted([(await first.row())["state"], (await second.row())["state"]]) == ["due", "ready"]
+
+
+async def test_a_database_that_is_away_is_said_and_waits_for_the_next_minute(scene: Scene) -> None:
+    line = await run_sweep(scene.stack, Between(before=instead("start_sweep", 503)))
+    assert line == {"outcome": "failed", "error": "supabase_answer_lost"}
+
+
+async def test_strays_that_cannot_be_listed_cost_nothing_else(scene: Scene) -> None:
+    line = await run_sweep(scene.stack, Between(before=instead("GET /keys", 502)))
+    assert line["strays_error"] == "openrouter_answer_lost"
+    await scene.assert_one_key(attempt=1)
+
+
+class Collection:
+    """Keys under a project name of the test's own, and collections among them."""
+
+    def __init__(self, clients: Clients) -> None:
+        self.clients = clients
+        self.project = f"p{uuid.uuid4().hex[:8]}"
+
+    def name(self, project: str | None = None) -> str:
+        return str(KeyName(project or self.project, uuid.uuid4(), 1))
+
+    async def make(self, name: str) -> str:
+        return (await self.clients.openrouter.create_key(name, 0)).key_hash
+
+    async def collect(self, age: timedelta = timedelta(hours=1), *, is_dry_run: bool = False) -> StrayReport:
+        """A collection at a time when every key is so old."""
+        return await collect_strays(
+            self.clients.openrouter,
+            self.clients.supabase,
+            project=self.project,
+            now=datetime.fromtimestamp(time.time(), UTC) + age,
+            min_age=MIN_AGE,
+            is_dry_run=is_dry_run,
+        )
+
+    async def are_there(self, *key_hashes: str) -> list[bool]:
+        listed: set[str] = set()
+        for page in range(50):
+            keys = await self.clients.openrouter.list_keys(page * 100)
+            listed |= {key.key_hash for key in keys}
+            if len(keys) < 100:
+                break
+        return [key_hash in listed for key_hash in key_hashes]
+
+
+@pytest.fixture
+async def collection(stack: Stack) -> AsyncIterator[Collection]:
+    clients = build_clients(Settings.from_environment(stack.functions_environment))
+    async with clients.http:
+        yield Collection(clients)
+
+
+async def test_a_stray_is_deleted_and_nothing_else_is_touched(collection: Collection, scene: Scene) -> None:
+    await scene.provision()
+    (known,) = await scene.known_hashes()
+    stray = await collection.make(collection.name())
+    kept = [
+        await collection.make(collection.name(f"{collection.project}-eu")),
+        await collection.make(collection.name(f"eu-{collection.project}")),
+        await collection.make("made by hand"),
+        await collection.make(f"doorkey-{collection.project}-by-hand-1"),
+        known,
+    ]
+    report = await collection.collect()
+    assert (report.stray_keys, report.deleted, report.is_complete) == (1, 1, True)
+    assert report.oldest_stray_seconds >= 3600
+    assert await collection.are_there(stray, *kept) == [False] + [True] * len(kept)
+
+
+async def test_a_known_key_is_never_a_stray(collection: Collection, scene: Scene) -> None:
+    await scene.provision()
+    (known,) = await scene.known_hashes()
+    collection.project = "local"
+    await collection.collect()
+    assert await collection.are_there(known) == [True]
+
+
+async def test_a_young_key_may_still_be_registered(collection: Collection) -> None:
+    young = await collection.make(collection.name())
+    report = await collection.collect(age=MIN_AGE - timedelta(seconds=30))
+    assert report.stray_keys == 0
+    assert await collection.are_there(young) == [True]
+
+
+async def test_a_dry_run_only_looks(collection: Collection) -> None:
+    stray = await collection.make(collection.name())
+    report = await collection.collect(is_dry_run=True)
+    assert (report.stray_keys, report.deleted) == (1, 0)
+    assert await collection.are_there(stray) == [True]
+
+
+async def test_a_run_deletes_a_bounded_number_and_the_next_the_rest(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strays, "MAX_DELETED", 2)
+    made = [await collection.make(collection.name()) for _ in range(3)]
+    assert (await collection.collect()).deleted == 2
+    assert sum(await collection.are_there(*made)) == 1
+    assert (await collection.collect()).deleted == 1
+    assert sum(await collection.are_there(*made)) == 0
+
+
+async def test_keys_made_between_two_pages_hide_no_stray(stack: Stack) -> None:
+    made: list[str] = []
+
+    async def shift(request: httpx.Request, answer: Answer) -> Answer:
+        if named(request) == "GET /keys" and "offset=0" in str(request.url):
+            made.extend([await plain.make(plain.name("another")) for _ in range(5)])
+        return answer
+
+    settings = Settings.from_environment(stack.functions_environment)
+    calm, shifting = build_clients(settings), build_clients(settings, transport=Between(after=shift))
+    async with calm.http, shifting.http:
+        plain, collection = Collection(calm), Collection(shifting)
+        collection.project = plain.project
+        wanted = [await plain.make(plain.name()) for _ in range(120)]
+        report = await collection.collect()
+        assert report.stray_keys == len(wanted)
+        assert len(made) == 5
+        assert await plain.are_there(*made) == [True] * 5
+        await collection.collect()
+        assert sum(await plain.are_there(*wanted)) == 0

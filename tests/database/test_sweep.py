@@ -1,0 +1,133 @@
+"""What a sweep does inside the database: whom it enrols, whom it lists, what it forgets."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from tests.support.databases import Database, Row
+from tests.support.doors import Doors, refused
+
+
+@pytest.fixture
+def doors(database: Database) -> Doors:
+    """All that a worker may do."""
+    return Doors(database)
+
+
+async def start(database: Database, users: int = 100) -> Row:
+    """Begins a sweep as service_role."""
+    async with database.acting_as("service_role") as connection:
+        (row,) = await (await connection.execute("select * from public.start_sweep(%s)", (users,))).fetchall()
+        return row
+
+
+async def due(database: Database, rows: int = 100) -> list[uuid.UUID]:
+    """Who is due."""
+    async with database.acting_as("service_role") as connection:
+        found = await connection.execute("select * from public.list_due_provisioning(%s) as user_id", (rows,))
+        return [row["user_id"] for row in await found.fetchall()]
+
+
+async def forget(database: Database, *user_ids: uuid.UUID) -> None:
+    """As if the trigger had never seen them."""
+    await database.run("delete from doorkey.provisioning where user_id = any(%s)", (list(user_ids),))
+
+
+async def test_the_walk_comes_round_to_everybody_page_by_page(database: Database) -> None:
+    users = [await database.insert_user() for _ in range(7)]
+    await forget(database, *users)
+    assert [(await start(database, 3))["enrolled"] for _ in range(3)] == [3, 3, 1]
+    assert set(await due(database)) == set(users)
+    assert await database.value("select sweep_cursor from doorkey.settings") is None
+    assert await database.value("select last_sweep_at > now() - interval '1 min' from doorkey.settings")
+    await forget(database, users[0])
+    assert (await start(database, 10))["enrolled"] == 1
+
+
+async def test_whom_the_trigger_noted_comes_first(database: Database) -> None:
+    users = sorted([await database.insert_user() for _ in range(5)])
+    await forget(database, *users)
+    await database.run("select doorkey.note_trouble('user.not_enrolled', %s, '42P01', null)", (users[4],))
+    assert (await start(database, 1))["enrolled"] == 2
+    assert set(await due(database)) == {users[0], users[4]}
+
+
+async def test_users_from_before_the_installation_and_deleted_ones_are_left_alone(database: Database) -> None:
+    old = await database.insert_user(created_at="2020-01-01")
+    deleted = await database.insert_user()
+    await forget(database, deleted)
+    await database.run("update auth.users set deleted_at = now() where id = %s", (deleted,))
+    assert (await start(database))["enrolled"] == 0
+    assert await database.value("select count(*) from doorkey.provisioning where user_id = %s", (old,)) == 0
+
+
+async def test_somebody_confirmed_without_our_hearing_of_it_becomes_due(database: Database) -> None:
+    user_id = await database.insert_user(confirmed=False)
+    assert (await start(database))["enrolled"] == 0
+    await database.run("alter table auth.users disable trigger zz_doorkey_user_confirmed")
+    await database.run("update auth.users set email_confirmed_at = now() where id = %s", (user_id,))
+    assert (await start(database))["enrolled"] == 1
+    assert await due(database) == [user_id]
+
+
+async def test_the_list_holds_due_left_and_revisited_rows_longest_waiting_first(
+    database: Database, doors: Doors
+) -> None:
+    left, first, later, revisited, ready, dead = [await database.insert_user() for _ in range(6)]
+    await doors.claimed(left)
+    await doors.make_ready(revisited)
+    await doors.make_ready(ready)
+    await doors.defer(await doors.claimed(dead), gives_up=True)
+    for user_id, column, ago in (
+        (left, "lease_expires_at", "2 min"), (first, "due_at", "3 min"), (revisited, "revisit_at", "1 min")
+    ):  # fmt: skip
+        await database.run(
+            f"update doorkey.provisioning set {column} = now() - interval '{ago}' where user_id = %s", (user_id,)
+        )
+    await database.run("update doorkey.provisioning set due_at = now() + interval '1 min' where user_id = %s", (later,))
+    assert await due(database) == [first, left, revisited]
+    assert await due(database, 2) == [first, left]
+    begun = await start(database)
+    assert 175 <= begun["oldest_due_seconds"] <= 190
+    assert begun["dead"] == 1
+    assert ready not in await due(database)
+
+
+async def test_the_log_is_forgotten_after_its_days_a_thousand_lines_at_a_time(database: Database) -> None:
+    await database.run(
+        "insert into doorkey.audit_log (happened_at, actor, action)"
+        " select now() - interval '400 days', 'test', 'test.done' from generate_series(1, 1200)"
+    )
+    await database.run("insert into doorkey.audit_log (actor, action) values ('test', 'test.done')")
+    assert [(await start(database))["pruned"] for _ in range(3)] == [1000, 200, 0]
+    assert await database.value("select count(*) from doorkey.audit_log where actor = 'test'") == 1
+
+
+@pytest.mark.parametrize("users", [None, 0, 10_001])
+async def test_a_sweep_looks_at_a_bounded_number_of_users(database: Database, users: int | None) -> None:
+    async with database.acting_as("service_role") as connection:
+        with refused("PT422", "page_out_of_range"):
+            await connection.execute("select public.start_sweep(%s)", (users,))
+
+
+async def test_keys_that_are_deleted_are_not_known(database: Database, doors: Doors) -> None:
+    user_id = await database.insert_user()
+    await doors.make_ready(user_id)
+    (key,) = await database.rows("select key_hash from public.openrouter_user_keys")
+    async with database.acting_as("service_role") as connection:
+
+        async def known() -> int:
+            found = await connection.execute("select public.list_known_keys(%s)", ([key["key_hash"], "0" * 64],))
+            return len(await found.fetchall())
+
+        assert await known() == 1
+        await database.run("delete from auth.users where id = %s", (user_id,))
+        claim = await doors.claimed(user_id)
+        assert claim["action"] == "delete"
+        await connection.execute(
+            "select public.finish_key_deletion(%s, %s, %s, 'r')", (user_id, claim["attempt"], key["key_hash"])
+        )
+        assert await known() == 0
+    assert await doors.state(user_id) == "gone"
