@@ -183,6 +183,8 @@ create table "public"."openrouter_user_keys" (
 alter table "public"."openrouter_user_keys"
   enable row level security;
 
+create index openrouter_user_keys_created on public.openrouter_user_keys using btree (created_at);
+
 create unique index openrouter_user_keys_one_live on public.openrouter_user_keys using btree (user_id)
   where (status <> 'deleted'::text);
 
@@ -455,13 +457,18 @@ create table "doorkey"."settings" (
   "key_reveal"          text                     not null default 'always'::text,
   "micros_per_credit"   bigint                   not null default 1000000,
   "default_plan_id"     text                     not null default 'trial'::text,
+  "max_keys_per_hour"   integer                  default 500,
+  "held_reason"         text,
+  "held_until"          timestamp with time zone,
   "audit_days"          integer                  not null default 365,
   "sweep_cursor"        uuid,
   "last_sweep_at"       timestamp with time zone,
   "webhook_url"         text,
   "webhook_secret"      text,
   constraint "settings_audit_days_check" check ((audit_days > 0)),
+  constraint "settings_check" check (((held_reason IS NULL) = (held_until IS NULL))),
   constraint "settings_key_reveal_check" check ((key_reveal = ANY (ARRAY['once'::text, 'always'::text]))),
+  constraint "settings_max_keys_per_hour_check" check ((max_keys_per_hour > 0)),
   constraint "settings_micros_per_credit_check" check ((micros_per_credit > 0)),
   constraint "settings_only_row_check" check (only_row),
   constraint "settings_pkey" primary key (only_row),
@@ -625,6 +632,23 @@ revoke all on function "public"."get_my_account"() from public;
 
 grant execute on function "public"."get_my_account"() to "authenticated";
 
+-- public.hold_provisioning
+
+create or replace function public.hold_provisioning (
+  user_id    uuid,
+  attempt    integer,
+  error      text,
+  request_id text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.hold_provisioning($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."hold_provisioning"(uuid, integer, text, text) from public;
+
+grant execute on function "public"."hold_provisioning"(uuid, integer, text, text) to "service_role";
+
 -- public.list_due_provisioning
 
 create or replace function public.list_due_provisioning (
@@ -655,6 +679,23 @@ revoke all on function "public"."list_known_keys"(text[]) from public;
 
 grant execute on function "public"."list_known_keys"(text[]) to "service_role";
 
+-- public.redrive_provisioning
+
+create or replace function public.redrive_provisioning (
+  user_id       uuid,
+  error         text,
+  redriven_rows integer,
+  request_id    text
+)
+  returns integer
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.redrive_provisioning($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."redrive_provisioning"(uuid, text, integer, text) from public;
+
+grant execute on function "public"."redrive_provisioning"(uuid, text, integer, text) to "service_role";
+
 -- public.reveal_key
 
 create or replace function public.reveal_key (
@@ -682,7 +723,9 @@ create or replace function public.start_sweep (
     enrolled           integer,
     pruned             integer,
     oldest_due_seconds bigint,
-    dead               bigint
+    dead               bigint,
+    held_reason        text,
+    is_braked          boolean
   )
   language sql
   set search_path to ''
@@ -780,6 +823,41 @@ $function$;
 
 revoke all on function "doorkey"."apply_entries"() from public;
 
+-- doorkey.braked_until
+
+create or replace function doorkey.braked_until()
+  returns timestamp with time zone
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_max constant integer := (select s.max_keys_per_hour from doorkey.settings as s);
+  v_made integer;
+begin
+  for v_round in 1..2 loop
+    select (select count(*) from (
+              select from public.openrouter_user_keys as k
+               where k.created_at > now() - interval '1 hour' limit v_max) as recent)
+         + (select count(*) from doorkey.provisioning as p where p.state = 'working' and p.key_hash is null)
+      into v_made;
+    if v_max is null or (v_round = 1 and v_made < v_max - 100) or (v_round = 2 and v_made < v_max) then
+      return null;
+    end if;
+    if v_round = 1 then
+      perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('doorkey.braked_until'));
+    end if;
+  end loop;
+  return coalesce(
+    (select k.created_at + interval '1 hour' from public.openrouter_user_keys as k
+      where k.created_at > now() - interval '1 hour'
+      order by k.created_at desc offset v_max - 1 limit 1),
+    now() + interval '1 minute');
+end
+$function$;
+
+revoke all on function "doorkey"."braked_until"() from public;
+
 -- doorkey.check_deferred_constraints
 
 create or replace function doorkey.check_deferred_constraints()
@@ -813,6 +891,7 @@ declare
   v_row doorkey.provisioning;
   v_wish record;
   v_limit record;
+  v_braked_until timestamptz;
 begin
   if p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
     raise sqlstate 'PT422' using message = 'lease_out_of_range', hint = 'A lease lasts 1 to 3600 seconds.';
@@ -836,6 +915,18 @@ begin
        set state = case when v_wish.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
            due_at = coalesce(v_wish.changes_at, p.due_at), lease_expires_at = null, updated_at = now()
      where p.user_id = p_user_id;
+    return;
+  end if;
+  if v_row.key_hash is null then
+    v_braked_until := doorkey.braked_until();
+    if v_braked_until is not null then
+      update doorkey.provisioning as p
+         set state = 'due', due_at = v_braked_until, lease_expires_at = null, updated_at = now()
+       where p.user_id = p_user_id;
+      return;
+    end if;
+  end if;
+  if not doorkey.may_ask_openrouter() then
     return;
   end if;
   if v_wish.is_present then
@@ -1079,6 +1170,7 @@ begin
     from doorkey.desired_key(p_user_id) as w
    where p.user_id = p_user_id
   returning p.state into v_state;
+  perform doorkey.lift_hold();
   -- Nobody will ever need it again.
   delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
@@ -1131,6 +1223,7 @@ begin
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
   v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+  perform doorkey.lift_hold();
   perform doorkey.show_on_profile(
             p_user_id, case when p_is_enabled then 'active' else 'disabled' end, k.key_name, p_limit_micros)
      from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
@@ -1188,6 +1281,7 @@ begin
   values (p_key_hash, p_user_id, p_key_name, p_key_label, p_limit_micros, p_attempt);
   insert into doorkey.sealed_secrets (key_hash, sealed_secret) values (p_key_hash, p_sealed_secret);
   v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+  perform doorkey.lift_hold();
   perform doorkey.show_on_profile(p_user_id, 'active', p_key_name, p_limit_micros);
   perform doorkey.write_audit('provisioning', 'key.created', p_user_id, p_request_id,
     jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros));
@@ -1277,6 +1371,37 @@ $function$;
 
 revoke all on function "doorkey"."hold_lease"(uuid, integer) from public;
 
+-- doorkey.hold_provisioning
+
+create or replace function doorkey.hold_provisioning (
+  p_user_id    uuid,
+  p_attempt    integer,
+  p_error      text,
+  p_request_id text
+)
+  returns text
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  perform doorkey.hold_lease(p_user_id, p_attempt);
+  update doorkey.provisioning as p
+     set state = 'due', lease_expires_at = null, last_error = p_error, due_at = now(), updated_at = now()
+   where p.user_id = p_user_id;
+  if not exists (select from doorkey.settings as s where s.held_reason = p_error) then
+    perform doorkey.write_audit('provisioning', 'provisioning.held', p_user_id, p_request_id,
+      jsonb_build_object('error', p_error));
+  end if;
+  update doorkey.settings set held_reason = p_error, held_until = now() + interval '1 minute';
+  return 'due';
+end
+$function$;
+
+revoke all on function "doorkey"."hold_provisioning"(uuid, integer, text, text) from public;
+
+grant execute on function "doorkey"."hold_provisioning"(uuid, integer, text, text) to "service_role";
+
 -- doorkey.key_limit
 
 create or replace function doorkey.key_limit (
@@ -1306,6 +1431,19 @@ end
 $function$;
 
 revoke all on function "doorkey"."key_limit"(uuid, text) from public;
+
+-- doorkey.lift_hold
+
+create or replace function doorkey.lift_hold()
+  returns void
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  update doorkey.settings set held_reason = null, held_until = null where held_reason is not null;
+$function$;
+
+revoke all on function "doorkey"."lift_hold"() from public;
 
 -- doorkey.list_due_provisioning
 
@@ -1378,6 +1516,27 @@ create or replace function doorkey.look_again (
 $function$;
 
 revoke all on function "doorkey"."look_again"(uuid, boolean) from public;
+
+-- doorkey.may_ask_openrouter
+
+create or replace function doorkey.may_ask_openrouter()
+  returns boolean
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if not exists (select from doorkey.settings as s where s.held_reason is not null) then
+    return true;
+  end if;
+  -- Of those who come at once, one gets past; the others find it moved on.
+  update doorkey.settings as s set held_until = now() + interval '1 minute'
+   where s.held_reason is not null and s.held_until <= now();
+  return found or not exists (select from doorkey.settings as s where s.held_reason is not null);
+end
+$function$;
+
+revoke all on function "doorkey"."may_ask_openrouter"() from public;
 
 -- doorkey.my_account
 
@@ -1621,6 +1780,47 @@ $function$;
 
 revoke all on function "doorkey"."profile_id_is_user_id"() from public;
 
+-- doorkey.redrive_provisioning
+
+create or replace function doorkey.redrive_provisioning (
+  p_user_id    uuid,
+  p_error      text,
+  p_rows       integer,
+  p_request_id text
+)
+  returns integer
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_count integer;
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Redrive 1 to 1000 rows at a time.';
+  end if;
+  with chosen as (
+    select p.user_id from doorkey.provisioning as p
+     where (p.state = 'dead' or (p.state = 'due' and p.due_at > now() and p.last_error is not null))
+       and (p_user_id is null or p.user_id = p_user_id)
+       and (p_error is null or p.last_error = p_error)
+     order by p.updated_at limit p_rows
+     for update skip locked
+  )
+  update doorkey.provisioning as p
+     set state = 'due', due_at = now(), failures = 0, last_error = null, updated_at = now()
+    from chosen where p.user_id = chosen.user_id;
+  get diagnostics v_count = row_count;
+  perform doorkey.write_audit('operator', 'provisioning.redriven', p_user_id, p_request_id,
+    jsonb_build_object('error', p_error, 'rows', v_count));
+  return v_count;
+end
+$function$;
+
+revoke all on function "doorkey"."redrive_provisioning"(uuid, text, integer, text) from public;
+
+grant execute on function "doorkey"."redrive_provisioning"(uuid, text, integer, text) to "service_role";
+
 -- doorkey.refuse_rewriting
 
 create or replace function doorkey.refuse_rewriting()
@@ -1804,7 +2004,9 @@ create or replace function doorkey.start_sweep (
     enrolled           integer,
     pruned             integer,
     oldest_due_seconds bigint,
-    dead               bigint
+    dead               bigint,
+    held_reason        text,
+    is_braked          boolean
   )
   language plpgsql
   security definer
@@ -1853,6 +2055,11 @@ begin
   select coalesce(floor(extract(epoch from now() - min(d.since))), 0)::bigint into oldest_due_seconds
     from doorkey.due_provisioning(1) as d;
   select count(*) into dead from doorkey.provisioning as p where p.state = 'dead';
+  held_reason := v_settings.held_reason;
+  is_braked := v_settings.max_keys_per_hour is not null and exists (
+    select from public.openrouter_user_keys as k
+     where k.created_at > now() - interval '1 hour'
+    offset v_settings.max_keys_per_hour - 1);
   return next;
 end
 $function$;

@@ -31,12 +31,15 @@ class OpenRouterError(DoorkeyError):
 
     Attributes:
         is_outcome_unknown: whether it may have happened all the same.
+        is_everybodys: whether it is about the account and not about this key.
         retry_after_seconds: how long OpenRouter asked to be left alone.
     """
 
     code = "openrouter_failed"
     status = 502
     is_outcome_unknown = False
+    # Whether it would have been refused to anybody: then trying others is pointless, and costs them nothing.
+    is_everybodys = False
 
     def __init__(self, private: str = "", retry_after_seconds: float | None = None) -> None:
         super().__init__(private)
@@ -66,6 +69,14 @@ class ManagementKeyRejected(OpenRouterError):
     """OpenRouter does not accept the management key."""
 
     code = "management_key_rejected"
+    is_everybodys = True
+
+
+class AccountEmpty(OpenRouterError):
+    """The OpenRouter account has no credits left."""
+
+    code = "openrouter_account_empty"
+    is_everybodys = True
 
 
 class OpenRouterRefused(OpenRouterError):
@@ -222,6 +233,8 @@ def _named(method: str, response: httpx.Response) -> OpenRouterError:
     retry_after = _retry_after_seconds(response)
     if status == 401:
         return ManagementKeyRejected(where)
+    if status == 402:
+        return AccountEmpty(where, retry_after)
     if status == 404 and method != "POST":
         return KeyNotFound(where)
     if status == 429:

@@ -45,6 +45,7 @@ class Outcome(StrEnum):
     GONE = "gone"  # the user is gone, and so is their key
     NOTHING_TO_DO = "nothing_to_do"  # nothing was due, or somebody else is at it
     DEFERRED = "deferred"  # an attempt failed; the row is due again later
+    HELD = "held"  # OpenRouter refuses everybody; one probe a minute until it doesn't
     DEAD = "dead"  # an attempt failed, and it was the last
     LEASE_LOST = "lease_lost"  # somebody else finished first; the key made here is deleted
     USER_GONE = "user_gone"  # the user was deleted meanwhile; the key made here is deleted
@@ -194,6 +195,10 @@ class Provisioner:
     async def _defer(self, claim: Claim, error: OpenRouterError, request_id: str, line: WorkLine) -> Outcome:
         plan = next_try(claim.failures, retry_after_seconds=error.retry_after_seconds)
         try:
+            if error.is_everybodys:
+                with line.step("hold"):
+                    await store.hold(self.database, claim, error=error.code, request_id=request_id)
+                return Outcome.HELD
             with line.step("defer"):
                 state = await store.defer(
                     self.database,

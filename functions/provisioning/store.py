@@ -38,6 +38,8 @@ DEFER = Rpc(
     ("user_id", "attempt", "error", "delay_seconds", "gives_up", "request_id"),
     "service_role",
 )
+HOLD = Rpc("hold_provisioning", ("user_id", "attempt", "error", "request_id"), "service_role")
+REDRIVE = Rpc("redrive_provisioning", ("user_id", "error", "redriven_rows", "request_id"), "service_role")
 START_SWEEP = Rpc("start_sweep", ("users",), "service_role")
 LIST_DUE = Rpc("list_due_provisioning", ("due_rows",), "service_role")
 LIST_KNOWN_KEYS = Rpc("list_known_keys", ("key_hashes",), "service_role")
@@ -173,6 +175,29 @@ async def defer(
     return ProvisioningState(state)
 
 
+async def hold(database: Supabase, claim: Claim, *, error: str, request_id: str) -> None:
+    """Ends an attempt that would have been refused to anybody: none is burnt, and the queue is held for a minute."""
+    await database.call(
+        HOLD, {"user_id": str(claim.user_id), "attempt": claim.attempt, "error": error, "request_id": request_id}
+    )
+
+
+async def redrive(
+    database: Supabase, *, user_id: UUID | None, error: str | None, redriven_rows: int, request_id: str
+) -> int:
+    """Gives rows that were given up or wait another chance now; how many."""
+    count = await database.call(
+        REDRIVE,
+        {
+            "user_id": str(user_id) if user_id else None,
+            "error": error,
+            "redriven_rows": redriven_rows,
+            "request_id": request_id,
+        },
+    )
+    return int(count)
+
+
 @dataclass(frozen=True)
 class SweepStart:
     """What the database did by itself at the start of a sweep, and how far behind it is.
@@ -182,12 +207,16 @@ class SweepStart:
         pruned: lines of the audit log that were too old.
         oldest_due_seconds: how long the longest waiting has waited.
         dead: rows that were given up.
+        held_reason: why nobody is claimed but one probe a minute; None: all is well.
+        is_braked: whether the hour is full.
     """
 
     enrolled: int
     pruned: int
     oldest_due_seconds: int
     dead: int
+    held_reason: str | None
+    is_braked: bool
 
 
 async def start_sweep(database: Supabase, *, users: int) -> SweepStart:

@@ -56,7 +56,12 @@ async def sweep(provisioner: Provisioner, settings: SweepSettings, *, request_id
         with line.step("start"):
             start = await store.start_sweep(provisioner.database, users=USERS_PER_SWEEP)
         line.add(
-            enrolled=start.enrolled, pruned=start.pruned, oldest_due_seconds=start.oldest_due_seconds, dead=start.dead
+            enrolled=start.enrolled,
+            pruned=start.pruned,
+            oldest_due_seconds=start.oldest_due_seconds,
+            dead=start.dead,
+            held_reason=start.held_reason,
+            is_braked=start.is_braked,
         )
         with line.step("redrive"):
             outcomes, is_everything_done = await _redrive(provisioner, request_id, is_time_left)
@@ -69,7 +74,8 @@ async def sweep(provisioner: Provisioner, settings: SweepSettings, *, request_id
         line.add(error=error.code, detail=error.private)
         line.write(logging.ERROR)
         raise
-    line.write(logging.INFO)
+    is_trouble = start.held_reason is not None or start.is_braked or start.dead > 0
+    line.write(logging.WARNING if is_trouble else logging.INFO)
     return line
 
 

@@ -57,7 +57,7 @@ def create_app(settings: Settings, sweep_seconds: float = 0.0) -> Starlette:
         routes=[
             Route(WEBHOOK_PATH, receive_webhook, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
             Mount("/", api.build(settings, clients)),
-        ]
+        ],
     )
 
 
@@ -67,7 +67,7 @@ async def _sweep_again_and_again(handle: Handle, sweep_seconds: float) -> None:
         await asyncio.sleep(sweep_seconds)
         try:
             await handle({"source": "aws.events"})
-        except Exception:
+        except Exception:  # noqa: BLE001  a schedule goes on whatever one run met
             logger.exception("sweep.failed")
 
 

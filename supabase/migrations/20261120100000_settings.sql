@@ -17,7 +17,7 @@ begin
     from unnest(array[
            'plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys',
            'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
-           'start_sweep', 'list_due_provisioning', 'list_known_keys',
+           'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'list_known_keys',
            'get_my_account', 'reveal_key', 'get_doorkey_health']) as n (name)
    where to_regclass(format('public.%I', n.name)) is not null
       or exists (select from pg_catalog.pg_proc as p
@@ -53,6 +53,13 @@ create table if not exists doorkey.settings (
   -- What one credit is worth; people see credits, the ledger keeps micro-dollars.
   micros_per_credit bigint not null default 1000000 check (micros_per_credit > 0),
   default_plan_id text not null default 'trial',
+  -- At most so many keys are made in any hour; whoever comes later waits. Null: no brake.
+  max_keys_per_hour integer default 500 check (max_keys_per_hour > 0),
+  -- While OpenRouter refuses everybody (a wrong management key, an empty account) nobody is claimed but one probe a
+  -- minute, and no attempts are burnt.
+  held_reason text,
+  held_until timestamptz,
+  check ((held_reason is null) = (held_until is null)),
   -- How long the audit log remembers.
   audit_days integer not null default 365 check (audit_days > 0),
   -- Where the sweep has come in its walk round auth.users, and when it last began.

@@ -45,6 +45,8 @@ comment on table public.openrouter_user_keys is 'The OpenRouter keys of each use
 -- Two live keys for one user cannot be stored.
 create unique index if not exists openrouter_user_keys_one_live
   on public.openrouter_user_keys (user_id) where status <> 'deleted';
+-- "How many were made in the last hour?"
+create index if not exists openrouter_user_keys_created on public.openrouter_user_keys (created_at);
 create index if not exists openrouter_user_keys_user on public.openrouter_user_keys (user_id);
 alter table public.openrouter_user_keys enable row level security;
 revoke all on table public.openrouter_user_keys from public, anon, authenticated, service_role;
@@ -209,6 +211,53 @@ begin
 end
 $$;
 
+-- Whether OpenRouter is to be asked at all now. While it refuses everybody, one caller a minute may try.
+create or replace function doorkey.may_ask_openrouter() returns boolean
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  if not exists (select from doorkey.settings as s where s.held_reason is not null) then
+    return true;
+  end if;
+  -- Of those who come at once, one gets past; the others find it moved on.
+  update doorkey.settings as s set held_until = now() + interval '1 minute'
+   where s.held_reason is not null and s.held_until <= now();
+  return found or not exists (select from doorkey.settings as s where s.held_reason is not null);
+end
+$$;
+revoke all on function doorkey.may_ask_openrouter() from public, anon, authenticated, service_role;
+
+-- When the next key may be made, if the hour is full; null: now. Keys that are being made count too. The last few of
+-- an hour are given out one by one: those who ask at once can't see each other.
+create or replace function doorkey.braked_until() returns timestamptz
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_max constant integer := (select s.max_keys_per_hour from doorkey.settings as s);
+  v_made integer;
+begin
+  for v_round in 1..2 loop
+    select (select count(*) from (
+              select from public.openrouter_user_keys as k
+               where k.created_at > now() - interval '1 hour' limit v_max) as recent)
+         + (select count(*) from doorkey.provisioning as p where p.state = 'working' and p.key_hash is null)
+      into v_made;
+    if v_max is null or (v_round = 1 and v_made < v_max - 100) or (v_round = 2 and v_made < v_max) then
+      return null;
+    end if;
+    if v_round = 1 then
+      perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('doorkey.braked_until'));
+    end if;
+  end loop;
+  return coalesce(
+    (select k.created_at + interval '1 hour' from public.openrouter_user_keys as k
+      where k.created_at > now() - interval '1 hour'
+      order by k.created_at desc offset v_max - 1 limit 1),
+    now() + interval '1 minute');
+end
+$$;
+revoke all on function doorkey.braked_until() from public, anon, authenticated, service_role;
+
 -- Takes the lease and grants the welcome credits. Returns what the work needs, or no row: nothing to claim.
 create or replace function doorkey.claim_provisioning(p_user_id uuid, p_lease_seconds integer, p_request_id text)
 returns setof doorkey.provisioning_claim
@@ -218,6 +267,7 @@ declare
   v_row doorkey.provisioning;
   v_wish record;
   v_limit record;
+  v_braked_until timestamptz;
 begin
   if p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
     raise sqlstate 'PT422' using message = 'lease_out_of_range', hint = 'A lease lasts 1 to 3600 seconds.';
@@ -241,6 +291,18 @@ begin
        set state = case when v_wish.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
            due_at = coalesce(v_wish.changes_at, p.due_at), lease_expires_at = null, updated_at = now()
      where p.user_id = p_user_id;
+    return;
+  end if;
+  if v_row.key_hash is null then
+    v_braked_until := doorkey.braked_until();
+    if v_braked_until is not null then
+      update doorkey.provisioning as p
+         set state = 'due', due_at = v_braked_until, lease_expires_at = null, updated_at = now()
+       where p.user_id = p_user_id;
+      return;
+    end if;
+  end if;
+  if not doorkey.may_ask_openrouter() then
     return;
   end if;
   if v_wish.is_present then
@@ -290,6 +352,14 @@ begin
 end
 $$;
 revoke all on function doorkey.hold_lease(uuid, integer) from public, anon, authenticated, service_role;
+
+-- OpenRouter took something: whatever it held against us is over. (No write where nothing is held.)
+create or replace function doorkey.lift_hold() returns void
+language sql security definer set search_path = ''
+as $$
+  update doorkey.settings set held_reason = null, held_until = null where held_reason is not null;
+$$;
+revoke all on function doorkey.lift_hold() from public, anon, authenticated, service_role;
 
 -- Ends an attempt well: ready, or due again if the wish changed meanwhile. Says which.
 create or replace function doorkey.settle_attempt(p_user_id uuid, p_key_hash text)
@@ -344,6 +414,7 @@ begin
   values (p_key_hash, p_user_id, p_key_name, p_key_label, p_limit_micros, p_attempt);
   insert into doorkey.sealed_secrets (key_hash, sealed_secret) values (p_key_hash, p_sealed_secret);
   v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+  perform doorkey.lift_hold();
   perform doorkey.show_on_profile(p_user_id, 'active', p_key_name, p_limit_micros);
   perform doorkey.write_audit('provisioning', 'key.created', p_user_id, p_request_id,
     jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros));
@@ -394,6 +465,7 @@ begin
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
   v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+  perform doorkey.lift_hold();
   perform doorkey.show_on_profile(
             p_user_id, case when p_is_enabled then 'active' else 'disabled' end, k.key_name, p_limit_micros)
      from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
@@ -446,6 +518,7 @@ begin
     from doorkey.desired_key(p_user_id) as w
    where p.user_id = p_user_id
   returning p.state into v_state;
+  perform doorkey.lift_hold();
   -- Nobody will ever need it again.
   delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
@@ -512,6 +585,80 @@ as $$ select doorkey.defer_provisioning($1, $2, $3, $4, $5, $6); $$;
 revoke all on function public.defer_provisioning(uuid, integer, text, integer, boolean, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.defer_provisioning(uuid, integer, text, integer, boolean, text) to service_role;
+
+-- Ends an attempt that OpenRouter would have refused to anybody: no attempt is burnt, and nobody is claimed for a minute.
+create or replace function doorkey.hold_provisioning(
+  p_user_id uuid, p_attempt integer, p_error text, p_request_id text
+) returns text
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  perform doorkey.hold_lease(p_user_id, p_attempt);
+  update doorkey.provisioning as p
+     set state = 'due', lease_expires_at = null, last_error = p_error, due_at = now(), updated_at = now()
+   where p.user_id = p_user_id;
+  if not exists (select from doorkey.settings as s where s.held_reason = p_error) then
+    perform doorkey.write_audit('provisioning', 'provisioning.held', p_user_id, p_request_id,
+      jsonb_build_object('error', p_error));
+  end if;
+  update doorkey.settings set held_reason = p_error, held_until = now() + interval '1 minute';
+  return 'due';
+end
+$$;
+revoke all on function doorkey.hold_provisioning(uuid, integer, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.hold_provisioning(uuid, integer, text, text) to service_role;
+
+create or replace function public.hold_provisioning(user_id uuid, attempt integer, error text, request_id text)
+returns text
+language sql set search_path = ''
+as $$ select doorkey.hold_provisioning($1, $2, $3, $4); $$;
+revoke all on function public.hold_provisioning(uuid, integer, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.hold_provisioning(uuid, integer, text, text) to service_role;
+
+-- Gives rows that were given up, or wait for their next try, another chance now: one user's, those with one error, or
+-- all. Says how many; a bounded number a call.
+create or replace function doorkey.redrive_provisioning(
+  p_user_id uuid, p_error text, p_rows integer, p_request_id text
+) returns integer
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_count integer;
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Redrive 1 to 1000 rows at a time.';
+  end if;
+  with chosen as (
+    select p.user_id from doorkey.provisioning as p
+     where (p.state = 'dead' or (p.state = 'due' and p.due_at > now() and p.last_error is not null))
+       and (p_user_id is null or p.user_id = p_user_id)
+       and (p_error is null or p.last_error = p_error)
+     order by p.updated_at limit p_rows
+     for update skip locked
+  )
+  update doorkey.provisioning as p
+     set state = 'due', due_at = now(), failures = 0, last_error = null, updated_at = now()
+    from chosen where p.user_id = chosen.user_id;
+  get diagnostics v_count = row_count;
+  perform doorkey.write_audit('operator', 'provisioning.redriven', p_user_id, p_request_id,
+    jsonb_build_object('error', p_error, 'rows', v_count));
+  return v_count;
+end
+$$;
+revoke all on function doorkey.redrive_provisioning(uuid, text, integer, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.redrive_provisioning(uuid, text, integer, text) to service_role;
+
+create or replace function public.redrive_provisioning(
+  user_id uuid, error text, redriven_rows integer, request_id text
+) returns integer
+language sql set search_path = ''
+as $$ select doorkey.redrive_provisioning($1, $2, $3, $4); $$;
+revoke all on function public.redrive_provisioning(uuid, text, integer, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.redrive_provisioning(uuid, text, integer, text) to service_role;
 
 -- Credits for a user who has an account already, and the key's limit follows. (A door for operators comes with
 -- the admin API.) The wish is changed first: provisioning row before account, as everywhere.

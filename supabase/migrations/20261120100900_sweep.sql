@@ -9,7 +9,7 @@ set local statement_timeout = '60s';
 -- Those whom the trigger noted come first; the others are found by a walk round auth.users, some thousand a time by
 -- primary key: its other columns have no index that we could rely on, and we may not make one.
 create or replace function doorkey.start_sweep(p_users integer)
-returns table (enrolled integer, pruned integer, oldest_due_seconds bigint, dead bigint)
+returns table (enrolled integer, pruned integer, oldest_due_seconds bigint, dead bigint, held_reason text, is_braked boolean)
 language plpgsql security definer set search_path = ''
 as $$
 declare
@@ -55,6 +55,11 @@ begin
   select coalesce(floor(extract(epoch from now() - min(d.since))), 0)::bigint into oldest_due_seconds
     from doorkey.due_provisioning(1) as d;
   select count(*) into dead from doorkey.provisioning as p where p.state = 'dead';
+  held_reason := v_settings.held_reason;
+  is_braked := v_settings.max_keys_per_hour is not null and exists (
+    select from public.openrouter_user_keys as k
+     where k.created_at > now() - interval '1 hour'
+    offset v_settings.max_keys_per_hour - 1);
   return next;
 end
 $$;
@@ -95,7 +100,7 @@ revoke all on function doorkey.list_due_provisioning(integer) from public, anon,
 grant execute on function doorkey.list_due_provisioning(integer) to service_role;
 
 create or replace function public.start_sweep(users integer)
-returns table (enrolled integer, pruned integer, oldest_due_seconds bigint, dead bigint)
+returns table (enrolled integer, pruned integer, oldest_due_seconds bigint, dead bigint, held_reason text, is_braked boolean)
 language sql set search_path = ''
 as $$ select * from doorkey.start_sweep($1); $$;
 revoke all on function public.start_sweep(integer) from public, anon, authenticated, service_role;

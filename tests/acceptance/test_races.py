@@ -224,10 +224,9 @@ async def test_a_wish_that_changes_during_the_work_reaches_the_key(scene: Scene,
 @pytest.mark.parametrize(
     ("status", "content", "headers", "error", "is_at_least_seconds"),
     [
-        (401, '{"error": {"code": 401, "message": "x"}}', {}, "management_key_rejected", 0),
         (429, '{"error": {"code": 429}}', {"retry_after": "1234"}, "openrouter_limited", 1234),
         (429, "<html>slow down</html>", {}, "openrouter_limited", 0),
-        (402, '{"error": {"code": 402}}', {}, "openrouter_refused", 0),
+        (403, '{"error": {"code": 403}}', {}, "openrouter_refused", 0),
         (502, "<html>bad gateway</html>", {"retry_after": "77"}, "openrouter_answer_lost", 77),
         (200, "<html>hello</html>", {}, "openrouter_answer_lost", 0),
         (201, "<html>hello</html>", {}, "openrouter_answer_lost", 0),

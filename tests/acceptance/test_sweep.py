@@ -15,11 +15,11 @@ import pytest
 from functions import sweep
 from functions.clients.outside import Clients, build_clients
 from functions.kit.settings import Settings
-from functions.provisioning import strays
+from functions.provisioning import store, strays, sweeping
 from functions.provisioning.names import KeyName
 from functions.provisioning.strays import StrayReport, collect_strays
 from infra.local.stack import Stack
-from tests.support.scenes import Answer, Between, Scene, instead, lose, named
+from tests.support.scenes import Answer, Between, Scene, instead, named
 
 MIN_AGE = timedelta(minutes=15)
 
@@ -107,10 +107,15 @@ async def _late(answer: Answer) -> Answer:
 
 async def test_one_users_trouble_does_not_stop_the_others(stack: Stack, http: httpx.AsyncClient) -> None:
     first, second = await due_user(stack, http), await due_user(stack, http)
-    line = await run_sweep(stack, Between(after=lose("POST /keys")))
+
+    async def lose_the_firsts(request: httpx.Request, answer: Answer) -> Answer:
+        if named(request) == "POST /keys" and str(first.user_id).encode() in request.content:
+            raise httpx.ReadTimeout("lost on purpose", request=request)
+        return answer
+
+    line = await run_sweep(stack, Between(after=lose_the_firsts))
     assert line["outcome_deferred"] == 1
-    assert line["outcome_ready"] >= 1
-    assert sorted([(await first.row())["state"], (await second.row())["state"]]) == ["due", "ready"]
+    assert [(await one.row())["state"] for one in (first, second)] == ["due", "ready"]
 
 
 async def test_a_database_that_is_away_is_said_and_waits_for_the_next_minute(scene: Scene) -> None:
@@ -122,6 +127,87 @@ async def test_strays_that_cannot_be_listed_cost_nothing_else(scene: Scene) -> N
     line = await run_sweep(scene.stack, Between(before=instead("GET /keys", 502)))
     assert line["strays_error"] == "openrouter_answer_lost"
     await scene.assert_one_key(attempt=1)
+
+
+@pytest.fixture
+async def nothing_held(scene: Scene) -> AsyncIterator[None]:
+    """The queue is everybody's: whatever happens, it is let go."""
+    yield
+    await scene.sql("update doorkey.settings set held_reason = null, held_until = null, max_keys_per_hour = null")
+
+
+@pytest.mark.usefixtures("nothing_held")
+@pytest.mark.parametrize(("status", "reason"), [(401, "management_key_rejected"), (402, "openrouter_account_empty")])
+async def test_what_is_refused_to_everybody_holds_the_queue_and_burns_no_attempts(
+    scene: Scene, http: httpx.AsyncClient, status: int, reason: str
+) -> None:
+    others = [await due_user(scene.stack, http) for _ in range(20)]
+    refusing = Between(before=instead("POST /keys", status, '{"error": {"code": 401}}'))
+    first = await run_sweep(scene.stack, refusing)
+    # Those who were at it already when the first was refused; nobody after them.
+    assert 1 <= first["outcome_held"] <= sweeping.CONCURRENCY
+    assert first["held_reason"] is None
+    again = Between(before=instead("POST /keys", status, '{"error": {"code": 401}}'))
+    second = await run_sweep(scene.stack, again)
+    assert second["held_reason"] == reason
+    assert "POST /keys" not in again.calls
+    for one in (scene, *others):
+        row = await one.row()
+        assert (row["state"], row["failures"]) == ("due", 0)
+    # A minute later one probe is let through; it fails, and the minute begins again.
+    await scene.sql("update doorkey.settings set held_until = now() - interval '1 s'")
+    probe = Between(before=instead("POST /keys", status, '{"error": {"code": 401}}'))
+    third = await run_sweep(scene.stack, probe)
+    assert probe.calls.count("POST /keys") == third["outcome_held"] == 1
+    # Mended: the probe succeeds and the others follow in the same sweep.
+    await scene.sql("update doorkey.settings set held_until = now() - interval '1 s'")
+    await run_sweep(scene.stack)
+    await run_sweep(scene.stack)
+    for one in (scene, *others):
+        assert (await one.row())["state"] == "ready"
+        assert await one.grants() == [5_000_000]
+    held = await scene.sql("select count(*) from doorkey.audit_log where action = 'provisioning.held'")
+    assert held[0]["count"] >= 1
+
+
+@pytest.mark.usefixtures("nothing_held")
+async def test_when_the_hour_is_full_the_rest_wait_for_their_turn(scene: Scene, http: httpx.AsyncClient) -> None:
+    other = await due_user(scene.stack, http)
+    (made,) = await scene.sql(
+        "select count(*) from public.openrouter_user_keys where created_at > now() - interval '1 hour'"
+    )
+    await scene.sql("update doorkey.settings set max_keys_per_hour = %s", made["count"] + 1)
+    await run_sweep(scene.stack)
+    states = {(await one.row())["state"]: one for one in (scene, other)}
+    assert set(states) == {"ready", "due"}
+    assert (await run_sweep(scene.stack))["is_braked"] is True
+    waiting = await states["due"].row()
+    assert waiting["due_at"] > waiting["now"]
+    assert waiting["attempt"] == 0
+    await scene.sql("update doorkey.settings set max_keys_per_hour = null")
+    await states["due"].make_due_now()
+    await run_sweep(scene.stack)
+    await states["due"].assert_one_key(attempt=1)
+
+
+async def test_redriving_gives_dead_rows_another_chance(scene: Scene, http: httpx.AsyncClient) -> None:
+    other = await due_user(scene.stack, http)
+    for one in (scene, other):
+        await one.sql("update doorkey.provisioning set failures = 11 where user_id = %s", one.user_id)
+    await run_sweep(scene.stack, Between(before=instead("POST /keys", 500)))
+    assert [(await one.row())["state"] for one in (scene, other)] == ["dead", "dead"]
+    async with scene.provisioner(Between()) as provisioner:
+        database = provisioner.database
+
+        async def redrive(**which: Any) -> int:
+            chosen: dict[str, Any] = {"user_id": None, "error": None, **which}
+            return await store.redrive(database, redriven_rows=100, request_id="test", **chosen)
+
+        assert await redrive(user_id=scene.user_id) == 1
+        assert await redrive(error="nothing_like_it") == 0
+        assert await redrive(error="openrouter_answer_lost") >= 1
+    await run_sweep(scene.stack)
+    assert [(await one.row())["state"] for one in (scene, other)] == ["ready", "ready"]
 
 
 class Collection:

@@ -92,6 +92,8 @@ _CALLS = {
     "finish_provisioning": Call((NOBODY, 1, "0" * 64, "door", None, 1, "v1.k1.AAAA", "door"), "lease_lost"),
     "finish_key_update": Call((NOBODY, 1, "0" * 64, 1, True, "door"), "lease_lost"),
     "finish_key_deletion": Call((NOBODY, 1, "0" * 64, "door"), "lease_lost"),
+    "hold_provisioning": Call((NOBODY, 1, "door", "door"), "lease_lost"),
+    "redrive_provisioning": Call((NOBODY, "door", 0, "door"), "page_out_of_range"),
     "start_sweep": Call((0,), "page_out_of_range"),
     "list_due_provisioning": Call((0,), "page_out_of_range"),
     "list_known_keys": Call(([],), "nothing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import pytest
@@ -131,3 +132,22 @@ async def test_keys_that_are_deleted_are_not_known(database: Database, doors: Do
         )
         assert await known() == 0
     assert await doors.state(user_id) == "gone"
+
+
+async def test_a_brake_that_is_off_or_not_reached_brakes_nobody(database: Database, doors: Doors) -> None:
+    await doors.make_ready(await database.insert_user())
+    assert (await start(database))["is_braked"] is False
+    await database.run("update doorkey.settings set max_keys_per_hour = 1")
+    assert (await start(database))["is_braked"] is True
+    assert await doors.claim(await database.insert_user()) is None
+    await database.run("update doorkey.settings set max_keys_per_hour = null")
+    assert (await start(database))["is_braked"] is False
+
+
+async def test_those_who_ask_at_once_do_not_overrun_the_hour(database: Database, doors: Doors) -> None:
+    users = [await database.insert_user() for _ in range(16)]
+    await database.run("update doorkey.settings set max_keys_per_hour = 3")
+    claims = await asyncio.gather(*(doors.claim(user_id) for user_id in users))
+    assert sum(claim is not None for claim in claims) == 3
+    waiting = "select count(*) from doorkey.provisioning where state = 'due' and due_at > now() and attempt = 0"
+    assert await database.value(waiting) == 13

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.clients.openrouter import (
+    AccountEmpty,
     CreatedKey,
     KeyNotFound,
     ManagementKeyRejected,
@@ -86,8 +87,9 @@ async def error_of(answer: httpx.Response | Exception, act: str) -> OpenRouterEr
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        *((status, OpenRouterRefused) for status in (400, 402, 403, 409, 422)),
+        *((status, OpenRouterRefused) for status in (400, 403, 409, 422)),
         (401, ManagementKeyRejected),
+        (402, AccountEmpty),
         (429, OpenRouterLimited),
         *((status, OpenRouterAnswerLost) for status in (202, 204, 301, 307, 500, 502, 503, 504, 520, 524, 529)),
     ],
