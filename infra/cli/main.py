@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import uuid
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from functions.kit.errors import DoorkeyError
+from functions.kit.settings import SettingsInvalid
 from infra.cli import demo as demo_command
 from infra.cli import dev as dev_command
+from infra.cli import redrive as redrive_command
 from infra.local.stack import StackOptions
 from infra.local.supervisor import PartFailed
 
@@ -76,6 +80,24 @@ def dev(
     _run(dev_command.run(console, options), interrupted_code=0)
 
 
+@app.command(epilog="Example: [bold]doorkey redrive --error openrouter_refused[/bold]")
+def redrive(
+    user: Annotated[uuid.UUID | None, typer.Option(help="Only this user.")] = None,
+    error: Annotated[
+        str | None, typer.Option(help="Only those whose last error has this code; see docs/errors.md.")
+    ] = None,
+    everybody: Annotated[bool, typer.Option("--all", help="Everybody who was given up or waits.")] = False,
+) -> None:
+    """Gives users whose provisioning was given up, or waits for its next try, another chance now.
+
+    Needs the functions' environment (docs/settings.md). The next sweep does the work.
+    """
+    if (user is not None) + (error is not None) + everybody != 1:
+        errors.print("Say whom: --user ID, --error CODE or --all.", style="bold red")
+        raise typer.Exit(2)
+    _run(redrive_command.run(console, user, error), interrupted_code=130)
+
+
 def _options(log_folder: Path | None, latency_ms: int) -> StackOptions:
     return StackOptions(
         log_folder=log_folder.resolve() if log_folder else None,
@@ -93,8 +115,11 @@ def _run(work: Coroutine[Any, Any, None], interrupted_code: int) -> None:
             errors.print(f"  {failure.part} | {line}", style="dim", markup=False, highlight=False)
         errors.print(f"{failure.part} {failure.reason}.", style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
-    except demo_command.DemoFailed as failure:
+    except (demo_command.DemoFailed, SettingsInvalid) as failure:
         errors.print(str(failure), style="bold red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except DoorkeyError as failure:
+        errors.print(f"{failure.sentence} ({failure.code})", style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except asyncio.CancelledError:
         raise typer.Exit(interrupted_code) from None
