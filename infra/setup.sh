@@ -17,6 +17,8 @@ node -e 'process.exit(Number(process.versions.node.split(".")[0]) < 20 ? 1 : 0)'
     fail "Node 20 or newer is needed, and this is $(node --version)"
 command -v npm >/dev/null 2>&1 || fail "npm is needed; it comes with Node"
 
+mkdir -p build
+
 checksum() { cat "$@" | cksum; }
 
 wanted="$("$PYTHON" -c 'import sys; print(sys.version)') $(checksum requirements-dev.txt pyproject.toml) $PWD"

@@ -7,6 +7,8 @@
 
 create schema "doorkey";
 
+comment on schema "doorkey" is 'doorkey: everything internal';
+
 grant usage on schema "doorkey" to "authenticated";
 
 grant usage on schema "doorkey" to "service_role";
@@ -183,8 +185,6 @@ create table "public"."openrouter_user_keys" (
 alter table "public"."openrouter_user_keys"
   enable row level security;
 
-create index openrouter_user_keys_created on public.openrouter_user_keys using btree (created_at);
-
 create unique index openrouter_user_keys_one_live on public.openrouter_user_keys using btree (user_id)
   where (status <> 'deleted'::text);
 
@@ -311,8 +311,8 @@ create table "doorkey"."audit_log" (
 alter table "doorkey"."audit_log"
   enable row level security;
 
-create index audit_log_not_enrolled on doorkey.audit_log using btree (happened_at)
-  where (action = 'user.not_enrolled'::text);
+create index audit_log_missed on doorkey.audit_log using btree (happened_at)
+  where (action = ANY (ARRAY['user.not_enrolled'::text, 'user.not_noticed'::text]));
 
 create index audit_log_user on doorkey.audit_log using btree (user_id, id);
 
@@ -345,6 +345,20 @@ create index credit_lots_spendable on doorkey.credit_lots using btree (user_id, 
   where (remaining_micros > 0);
 
 create index credit_lots_user on doorkey.credit_lots using btree (user_id);
+
+-- doorkey.key_requests
+
+create table "doorkey"."key_requests" (
+  "user_id"      uuid                     not null,
+  "attempt"      integer                  not null,
+  "requested_at" timestamp with time zone not null default now(),
+  constraint "key_requests_pkey" primary key (user_id, attempt)
+);
+
+alter table "doorkey"."key_requests"
+  enable row level security;
+
+create index key_requests_time on doorkey.key_requests using btree (requested_at);
 
 -- doorkey.ledger_entries
 
@@ -453,7 +467,7 @@ create table "doorkey"."settings" (
   "provision_on"        text                     not null default 'confirmed'::text,
   "provision_anonymous" boolean                  not null default false,
   "owns_profiles"       boolean                  not null default false,
-  "fills_host_profiles" boolean                  not null default true,
+  "fills_host_profiles" boolean                  not null default false,
   "key_reveal"          text                     not null default 'always'::text,
   "micros_per_credit"   bigint                   not null default 1000000,
   "default_plan_id"     text                     not null default 'trial'::text,
@@ -462,6 +476,7 @@ create table "doorkey"."settings" (
   "held_until"          timestamp with time zone,
   "audit_days"          integer                  not null default 365,
   "sweep_cursor"        uuid,
+  "heal_cursor"         uuid,
   "last_sweep_at"       timestamp with time zone,
   "webhook_url"         text,
   "webhook_secret"      text,
@@ -485,19 +500,6 @@ create index settings_default_plan on doorkey.settings using btree (default_plan
 
 -- auth.users
 
-create trigger zz_doorkey_user_changed
-  after update on auth.users
-  for each row
-  when (((old.banned_until IS DISTINCT FROM new.banned_until) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)))
-  execute function doorkey.on_user_changed();
-
-create trigger zz_doorkey_user_confirmed
-  after update on auth.users
-  for each row
-  when ((((old.email_confirmed_at IS NULL) AND (new.email_confirmed_at IS NOT NULL)) OR ((old.phone_confirmed_at IS NULL) AND (new.phone_confirmed_at IS
-    NOT NULL)) OR (old.is_anonymous AND (NOT new.is_anonymous))))
-  execute function doorkey.on_user_confirmed();
-
 create trigger zz_doorkey_user_created
   after insert on auth.users
   for each row
@@ -506,13 +508,12 @@ create trigger zz_doorkey_user_created
 create trigger zz_doorkey_user_deleted
   after delete on auth.users
   for each row
-  execute function doorkey.on_user_changed();
+  execute function doorkey.on_user_deleted();
 
-create trigger zz_doorkey_user_readdressed
+create trigger zz_doorkey_user_updated
   after update on auth.users
   for each row
-  when (((old.email)::text IS DISTINCT FROM (new.email)::text))
-  execute function doorkey.on_user_readdressed();
+  execute function doorkey.on_user_updated();
 
 -- public.claim_provisioning
 
@@ -529,6 +530,26 @@ create or replace function public.claim_provisioning (
 revoke all on function "public"."claim_provisioning"(uuid, integer, text) from public;
 
 grant execute on function "public"."claim_provisioning"(uuid, integer, text) to "service_role";
+
+-- public.classify_keys
+
+create or replace function public.classify_keys (
+  key_hashes text[],
+  user_ids   uuid[],
+  attempts   integer[]
+)
+  returns table (
+    key_hash text,
+    kind     text
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.classify_keys($1, $2, $3); $function$;
+
+revoke all on function "public"."classify_keys"(text[], uuid[], integer[]) from public;
+
+grant execute on function "public"."classify_keys"(text[], uuid[], integer[]) to "service_role";
 
 -- public.defer_provisioning
 
@@ -664,20 +685,20 @@ revoke all on function "public"."list_due_provisioning"(integer) from public;
 
 grant execute on function "public"."list_due_provisioning"(integer) to "service_role";
 
--- public.list_known_keys
+-- public.recheck_key
 
-create or replace function public.list_known_keys (
-  key_hashes text[]
+create or replace function public.recheck_key (
+  user_id    uuid,
+  request_id text
 )
-  returns SETOF text
+  returns text
   language sql
-  stable
   set search_path to ''
-  AS $function$ select doorkey.list_known_keys($1); $function$;
+  AS $function$ select doorkey.recheck_key($1, $2); $function$;
 
-revoke all on function "public"."list_known_keys"(text[]) from public;
+revoke all on function "public"."recheck_key"(uuid, text) from public;
 
-grant execute on function "public"."list_known_keys"(text[]) to "service_role";
+grant execute on function "public"."recheck_key"(uuid, text) to "service_role";
 
 -- public.redrive_provisioning
 
@@ -721,6 +742,7 @@ create or replace function public.start_sweep (
 )
   returns table (
     enrolled           integer,
+    healed             integer,
     pruned             integer,
     oldest_due_seconds bigint,
     dead               bigint,
@@ -833,26 +855,20 @@ create or replace function doorkey.braked_until()
   AS $function$
 declare
   v_max constant integer := (select s.max_keys_per_hour from doorkey.settings as s);
-  v_made integer;
+  v_margin integer;
+  v_asked integer;
 begin
-  for v_round in 1..2 loop
-    select (select count(*) from (
-              select from public.openrouter_user_keys as k
-               where k.created_at > now() - interval '1 hour' limit v_max) as recent)
-         + (select count(*) from doorkey.provisioning as p where p.state = 'working' and p.key_hash is null)
-      into v_made;
-    if v_max is null or (v_round = 1 and v_made < v_max - 100) or (v_round = 2 and v_made < v_max) then
+  foreach v_margin in array array[100, 0] loop
+    select count(*) into v_asked from (
+      select from doorkey.key_requests as r where r.requested_at > now() - interval '1 hour' limit v_max) as recent;
+    if v_max is null or v_asked < v_max - v_margin then
       return null;
     end if;
-    if v_round = 1 then
-      perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('doorkey.braked_until'));
-    end if;
+    perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('doorkey.braked_until'));
   end loop;
-  return coalesce(
-    (select k.created_at + interval '1 hour' from public.openrouter_user_keys as k
-      where k.created_at > now() - interval '1 hour'
-      order by k.created_at desc offset v_max - 1 limit 1),
-    now() + interval '1 minute');
+  return (select r.requested_at + interval '1 hour' from doorkey.key_requests as r
+           where r.requested_at > now() - interval '1 hour'
+           order by r.requested_at desc offset v_max - 1 limit 1);
 end
 $function$;
 
@@ -866,6 +882,11 @@ create or replace function doorkey.check_deferred_constraints()
   set search_path to ''
   AS $function$
 begin
+  -- Only where there is something to try: it costs the more, the more rows a transaction has.
+  if not exists (select from pg_catalog.pg_trigger as t
+                  where t.tgrelid = to_regclass('public.profiles') and t.tgdeferrable) then
+    return;
+  end if;
   set constraints all immediate;
   raise exception using errcode = 'ZK001';
 exception when sqlstate 'ZK001' then
@@ -917,6 +938,15 @@ begin
      where p.user_id = p_user_id;
     return;
   end if;
+  if v_row.state = 'working' and v_row.failures + 1 >= 12 then
+    -- Whoever takes this up dies of it.
+    update doorkey.provisioning as p
+       set state = 'dead', lease_expires_at = null, failures = p.failures + 1, last_error = 'lease_expired',
+           updated_at = now()
+     where p.user_id = p_user_id;
+    perform doorkey.show_on_profile(p_user_id, 'failed', null, null);
+    return;
+  end if;
   if v_row.key_hash is null then
     v_braked_until := doorkey.braked_until();
     if v_braked_until is not null then
@@ -935,12 +965,18 @@ begin
   update doorkey.provisioning as p
      set state = 'working',
          attempt = p.attempt + 1,
+         -- A worker that died said nothing, and may have made a key that nobody holds.
+         failures = p.failures + case when v_row.state = 'working' then 1 else 0 end,
          claimed = p.wanted,
          lease_expires_at = now() + make_interval(secs => p_lease_seconds),
          revisit_at = v_wish.changes_at,
          updated_at = now()
    where p.user_id = p_user_id
   returning * into v_row;
+  if v_row.key_hash is null then
+    insert into doorkey.key_requests (user_id, attempt) values (p_user_id, v_row.attempt)
+    on conflict (user_id, attempt) do update set requested_at = excluded.requested_at;
+  end if;
   select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
   return query
     select v_row.user_id, v_row.attempt, v_row.failures,
@@ -954,6 +990,44 @@ $function$;
 revoke all on function "doorkey"."claim_provisioning"(uuid, integer, text) from public;
 
 grant execute on function "doorkey"."claim_provisioning"(uuid, integer, text) to "service_role";
+
+-- doorkey.classify_keys
+
+create or replace function doorkey.classify_keys (
+  p_key_hashes text[],
+  p_user_ids   uuid[],
+  p_attempts   integer[]
+)
+  returns table (
+    key_hash text,
+    kind     text
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_key_hashes is null or cardinality(p_key_hashes) > 1000
+     or cardinality(p_key_hashes) is distinct from cardinality(p_user_ids)
+     or cardinality(p_key_hashes) is distinct from cardinality(p_attempts) then
+    raise sqlstate 'PT422' using message = 'page_out_of_range',
+      hint = 'Ask about up to 1000 keys, each with its user and attempt.';
+  end if;
+  return query
+    select a.hash,
+           case when k.key_hash is not null then 'known'
+                when p.attempt >= a.attempt then 'stray'
+                else 'foreign' end
+      from unnest(p_key_hashes, p_user_ids, p_attempts) as a (hash, user_id, attempt)
+      left join public.openrouter_user_keys as k on k.key_hash = a.hash and k.status <> 'deleted'
+      left join doorkey.provisioning as p on p.user_id = a.user_id;
+end
+$function$;
+
+revoke all on function "doorkey"."classify_keys"(text[], uuid[], integer[]) from public;
+
+grant execute on function "doorkey"."classify_keys"(text[], uuid[], integer[]) to "service_role";
 
 -- doorkey.defer_provisioning
 
@@ -1258,7 +1332,12 @@ create or replace function doorkey.finish_provisioning (
 declare
   v_row doorkey.provisioning;
   v_state doorkey.provisioning_state;
+  v_is_present boolean;
 begin
+  -- Locked so that a deletion waits until this key is known, or this attempt sees that the user is gone; and before
+  -- the row, because that is the order in which Auth and our triggers come by.
+  perform from auth.users as u where u.id = p_user_id and u.deleted_at is null for key share;
+  v_is_present := found;
   -- Asked again, because the first answer was lost. The first call may still be running: hence the lock, or this one
   -- would wait for it below, find the attempt over and cost the user the key that was just registered.
   perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
@@ -1272,9 +1351,7 @@ begin
   if v_row.key_hash is not null then
     raise exception 'provisioning of % already has a key', p_user_id;
   end if;
-  -- The lock makes a deletion wait until this key is known, or this attempt see that the user is gone.
-  perform from auth.users as u where u.id = p_user_id and u.deleted_at is null for key share;
-  if not found then
+  if not v_is_present then
     raise sqlstate 'PT410' using message = 'user_gone', hint = 'Undo what this attempt made.';
   end if;
   insert into public.openrouter_user_keys (key_hash, user_id, key_name, key_label, limit_micros, attempt)
@@ -1333,9 +1410,9 @@ create or replace function doorkey.health()
     'is_webhook_configured', s.webhook_url is not null and s.webhook_secret is not null,
     'is_pg_net_present', to_regnamespace('net') is not null,
     'are_triggers_present', (
-      select count(*) = 2 from pg_catalog.pg_trigger as t
+      select count(*) = 3 from pg_catalog.pg_trigger as t
        where t.tgrelid = 'auth.users'::regclass and t.tgenabled <> 'D'
-         and t.tgname in ('zz_doorkey_user_created', 'zz_doorkey_user_confirmed')),
+         and t.tgname in ('zz_doorkey_user_created', 'zz_doorkey_user_updated', 'zz_doorkey_user_deleted')),
     'oldest_due_seconds', (
       select coalesce(floor(extract(epoch from now() - min(w.due_at))), 0)::bigint
         from doorkey.provisioning as w where w.state = 'due' and w.due_at <= now()),
@@ -1468,31 +1545,6 @@ revoke all on function "doorkey"."list_due_provisioning"(integer) from public;
 
 grant execute on function "doorkey"."list_due_provisioning"(integer) to "service_role";
 
--- doorkey.list_known_keys
-
-create or replace function doorkey.list_known_keys (
-  p_key_hashes text[]
-)
-  returns SETOF text
-  language plpgsql
-  stable
-  security definer
-  set search_path to ''
-  AS $function$
-begin
-  if p_key_hashes is null or cardinality(p_key_hashes) > 1000 then
-    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask about up to 1000 keys.';
-  end if;
-  return query
-    select k.key_hash from public.openrouter_user_keys as k
-     where k.key_hash = any (p_key_hashes) and k.status <> 'deleted';
-end
-$function$;
-
-revoke all on function "doorkey"."list_known_keys"(text[]) from public;
-
-grant execute on function "doorkey"."list_known_keys"(text[]) to "service_role";
-
 -- doorkey.look_again
 
 create or replace function doorkey.look_again (
@@ -1569,83 +1621,13 @@ begin
   insert into doorkey.audit_log (actor, action, user_id, detail)
   values ('trigger', p_action, p_user_id,
           jsonb_strip_nulls(jsonb_build_object('sqlstate', p_sqlstate, 'object', nullif(p_object, ''))));
-exception when others then
+exception when others or assert_failure or query_canceled then
   raise warning 'doorkey: % for user % (%), and the audit log took no note of it (%)',
     p_action, p_user_id, p_sqlstate, sqlstate;
 end
 $function$;
 
 revoke all on function "doorkey"."note_trouble"(text, uuid, text, text) from public;
-
--- doorkey.on_user_changed
-
-create or replace function doorkey.on_user_changed()
-  returns trigger
-  language plpgsql
-  security definer
-  set search_path to ''
-  set lock_timeout to '1s'
-  AS $function$
-declare
-  v_user_id constant uuid := case when tg_op = 'DELETE' then old.id else new.id end;
-  v_is_gone constant boolean := tg_op = 'DELETE' or new.deleted_at is not null;
-  v_state text;
-begin
-  begin
-    v_state := doorkey.look_again(v_user_id, v_is_gone);
-  exception when others then
-    perform doorkey.note_trouble('user.not_noticed', v_user_id, sqlstate, null);
-  end;
-  begin
-    if v_state = 'due' then
-      perform doorkey.ring(v_user_id, tg_op);
-    end if;
-  exception when others then
-    perform doorkey.note_trouble('hint.not_sent', v_user_id, sqlstate, null);
-  end;
-  return null;
-exception when others then
-  raise warning 'doorkey: a change of user % went unnoticed (%)', v_user_id, sqlstate;
-  return null;
-end
-$function$;
-
-revoke all on function "doorkey"."on_user_changed"() from public;
-
--- doorkey.on_user_confirmed
-
-create or replace function doorkey.on_user_confirmed()
-  returns trigger
-  language plpgsql
-  security definer
-  set search_path to ''
-  set lock_timeout to '1s'
-  AS $function$
-declare
-  v_state text;
-  v_object text;
-begin
-  begin
-    v_state := doorkey.enrol(new.id);
-  exception when others then
-    get stacked diagnostics v_object = table_name;
-    perform doorkey.note_trouble('user.not_enrolled', new.id, sqlstate, v_object);
-  end;
-  begin
-    if v_state = 'due' then
-      perform doorkey.ring(new.id, tg_op);
-    end if;
-  exception when others then
-    perform doorkey.note_trouble('hint.not_sent', new.id, sqlstate, null);
-  end;
-  return null;
-exception when others then
-  raise warning 'doorkey: nothing was done for user %, nor noted (%)', new.id, sqlstate;
-  return null;
-end
-$function$;
-
-revoke all on function "doorkey"."on_user_confirmed"() from public;
 
 -- doorkey.on_user_created
 
@@ -1663,13 +1645,13 @@ declare
 begin
   begin
     v_state := doorkey.enrol(new.id);
-  exception when others then
+  exception when others or assert_failure or query_canceled then
     get stacked diagnostics v_object = table_name;
     perform doorkey.note_trouble('user.not_enrolled', new.id, sqlstate, v_object);
   end;
   begin
     perform doorkey.fill_profile(new.id);
-  exception when others then
+  exception when others or assert_failure or query_canceled then
     get stacked diagnostics v_object = column_name;
     perform doorkey.note_trouble('profile.not_filled', new.id, sqlstate, v_object);
   end;
@@ -1677,11 +1659,11 @@ begin
     if v_state = 'due' then
       perform doorkey.ring(new.id, tg_op);
     end if;
-  exception when others then
+  exception when others or assert_failure or query_canceled then
     perform doorkey.note_trouble('hint.not_sent', new.id, sqlstate, null);
   end;
   return null;
-exception when others then
+exception when others or assert_failure or query_canceled then
   raise warning 'doorkey: nothing was done for user %, nor noted (%)', new.id, sqlstate;
   return null;
 end
@@ -1689,28 +1671,94 @@ $function$;
 
 revoke all on function "doorkey"."on_user_created"() from public;
 
--- doorkey.on_user_readdressed
+-- doorkey.on_user_deleted
 
-create or replace function doorkey.on_user_readdressed()
+create or replace function doorkey.on_user_deleted()
   returns trigger
   language plpgsql
   security definer
   set search_path to ''
-  set lock_timeout to '1s'
+  set lock_timeout to '500ms'
   AS $function$
+declare
+  v_state text;
 begin
-  -- Only on our own table: a host's `email` column is the host's.
-  if (select s.owns_profiles from doorkey.settings as s) then
-    update public.profiles as p set email = new.email, updated_at = now() where p.id = new.id;
-  end if;
+  begin
+    v_state := doorkey.look_again(old.id, true);
+  exception when others or assert_failure or query_canceled then
+    perform doorkey.note_trouble('user.not_noticed', old.id, sqlstate, null);
+  end;
+  begin
+    if v_state = 'due' then
+      perform doorkey.ring(old.id, tg_op);
+    end if;
+  exception when others or assert_failure or query_canceled then
+    perform doorkey.note_trouble('hint.not_sent', old.id, sqlstate, null);
+  end;
   return null;
-exception when others then
-  perform doorkey.note_trouble('profile.not_updated', new.id, sqlstate, 'email');
+exception when others or assert_failure or query_canceled then
+  raise warning 'doorkey: the deletion of user % went unnoticed (%)', old.id, sqlstate;
   return null;
 end
 $function$;
 
-revoke all on function "doorkey"."on_user_readdressed"() from public;
+revoke all on function "doorkey"."on_user_deleted"() from public;
+
+-- doorkey.on_user_updated
+
+create or replace function doorkey.on_user_updated()
+  returns trigger
+  language plpgsql
+  security definer
+  set search_path to ''
+  set lock_timeout to '500ms'
+  AS $function$
+declare
+  -- text, not the enum: a type that is missing would be found out before any handler is there.
+  v_state text;
+begin
+  begin
+    if old.banned_until is distinct from new.banned_until or old.deleted_at is distinct from new.deleted_at then
+      v_state := doorkey.look_again(new.id, new.deleted_at is not null);
+    end if;
+  exception when others or assert_failure or query_canceled then
+    perform doorkey.note_trouble('user.not_noticed', new.id, sqlstate, null);
+  end;
+  begin
+    if (old.email_confirmed_at is null and new.email_confirmed_at is not null)
+       or (old.phone_confirmed_at is null and new.phone_confirmed_at is not null)
+       -- Auth confirms the address of an anonymous user first, and then says that they are one no more.
+       or (old.is_anonymous and not new.is_anonymous) then
+      v_state := doorkey.enrol(new.id);
+    end if;
+  exception when others or assert_failure or query_canceled then
+    perform doorkey.note_trouble('user.not_enrolled', new.id, sqlstate, null);
+  end;
+  begin
+    -- Only on our own table: a host's `email` column is the host's.
+    if old.email is distinct from new.email then
+      if (select s.owns_profiles from doorkey.settings as s) then
+        update public.profiles as p set email = new.email, updated_at = now() where p.id = new.id;
+      end if;
+    end if;
+  exception when others or assert_failure or query_canceled then
+    perform doorkey.note_trouble('profile.not_updated', new.id, sqlstate, 'email');
+  end;
+  begin
+    if v_state = 'due' then
+      perform doorkey.ring(new.id, tg_op);
+    end if;
+  exception when others or assert_failure or query_canceled then
+    perform doorkey.note_trouble('hint.not_sent', new.id, sqlstate, null);
+  end;
+  return null;
+exception when others or assert_failure or query_canceled then
+  raise warning 'doorkey: a change of user % went unnoticed (%)', new.id, sqlstate;
+  return null;
+end
+$function$;
+
+revoke all on function "doorkey"."on_user_updated"() from public;
 
 -- doorkey.post_grant
 
@@ -1779,6 +1827,31 @@ create or replace function doorkey.profile_id_is_user_id()
 $function$;
 
 revoke all on function "doorkey"."profile_id_is_user_id"() from public;
+
+-- doorkey.recheck_key
+
+create or replace function doorkey.recheck_key (
+  p_user_id    uuid,
+  p_request_id text
+)
+  returns text
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if not exists (select from doorkey.provisioning as p where p.user_id = p_user_id) then
+    return null;
+  end if;
+  perform doorkey.want(p_user_id);
+  perform doorkey.write_audit('provisioning', 'key.rechecked', p_user_id, p_request_id, null);
+  return (select p.state::text from doorkey.provisioning as p where p.user_id = p_user_id);
+end
+$function$;
+
+revoke all on function "doorkey"."recheck_key"(uuid, text) from public;
+
+grant execute on function "doorkey"."recheck_key"(uuid, text) to "service_role";
 
 -- doorkey.redrive_provisioning
 
@@ -1967,7 +2040,7 @@ begin
                                      else p_limit_micros / 1000000.0 end
    where id = p_user_id;
   perform doorkey.check_deferred_constraints();
-exception when others then
+exception when others or assert_failure or query_canceled then
   get stacked diagnostics v_object = column_name;
   perform doorkey.note_trouble('profile.not_updated', p_user_id, sqlstate, v_object);
 end
@@ -2002,6 +2075,7 @@ create or replace function doorkey.start_sweep (
 )
   returns table (
     enrolled           integer,
+    healed             integer,
     pruned             integer,
     oldest_due_seconds bigint,
     dead               bigint,
@@ -2015,6 +2089,7 @@ create or replace function doorkey.start_sweep (
 declare
   v_settings doorkey.settings;
   v_page uuid[];
+  v_rows uuid[];
 begin
   if p_users is null or p_users not between 1 and 10000 then
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'A sweep looks at 1 to 10000 users at a time.';
@@ -2027,7 +2102,7 @@ begin
            order by u.id limit p_users) as page;
   with missed as (
     select a.user_id as id from doorkey.audit_log as a
-     where a.action = 'user.not_enrolled' and a.happened_at > now() - interval '1 day'
+     where a.action in ('user.not_enrolled', 'user.not_noticed') and a.happened_at > now() - interval '1 day'
     union
     select unnest(v_page)
   )
@@ -2038,10 +2113,36 @@ begin
    where (p.user_id is null or p.state = 'waiting')
      and u.deleted_at is null and coalesce(u.created_at, now()) >= v_settings.installed_at;
 
-  -- At the end of the walk it begins again.
+  -- The other way round: keys that are not as they should be, because a trigger missed it or the plan changed. Those
+  -- noted come first, and a walk round our own rows finds the rest.
+  select array_agg(page.user_id order by page.user_id) into v_rows
+    from (select p.user_id from doorkey.provisioning as p
+           where v_settings.heal_cursor is null or p.user_id > v_settings.heal_cursor
+           order by p.user_id limit p_users) as page;
+  with looked_at as (
+    select a.user_id from doorkey.audit_log as a
+     where a.action = 'user.not_noticed' and a.happened_at > now() - interval '1 day'
+    union
+    select unnest(v_rows)
+  ), wrong as (
+    select p.user_id, w.is_present
+      from looked_at as l
+      join doorkey.provisioning as p on p.user_id = l.user_id and p.state in ('ready', 'waiting')
+      left join public.openrouter_user_keys as k on k.key_hash = p.key_hash
+     cross join lateral doorkey.desired_key(p.user_id) as w
+     where not w.is_present
+        or (p.state = 'ready' and (
+              w.is_enabled <> (k.status = 'active')
+              or k.limit_micros is distinct from (doorkey.key_limit(p.user_id, p.key_hash)).limit_micros))
+  )
+  select count(doorkey.look_again(w.user_id, not w.is_present))::integer into healed from wrong as w;
+
+  -- At the end of a walk it begins again.
   update doorkey.settings
      set sweep_cursor = case when cardinality(v_page) = p_users then v_page[p_users] end,
+         heal_cursor = case when cardinality(v_rows) = p_users then v_rows[p_users] end,
          last_sweep_at = now();
+  delete from doorkey.key_requests as r where r.requested_at < now() - interval '1 day';
 
   with old as (
     select a.id from doorkey.audit_log as a
@@ -2057,8 +2158,8 @@ begin
   select count(*) into dead from doorkey.provisioning as p where p.state = 'dead';
   held_reason := v_settings.held_reason;
   is_braked := v_settings.max_keys_per_hour is not null and exists (
-    select from public.openrouter_user_keys as k
-     where k.created_at > now() - interval '1 hour'
+    select from doorkey.key_requests as r
+     where r.requested_at > now() - interval '1 hour'
     offset v_settings.max_keys_per_hour - 1);
   return next;
 end

@@ -11,6 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -85,6 +86,12 @@ class OpenRouterRefused(OpenRouterError):
     code = "openrouter_refused"
 
 
+class LimitNotTaken(OpenRouterError):
+    """OpenRouter answered with another limit than the one that was asked for."""
+
+    code = "openrouter_limit_not_taken"
+
+
 class KeyNotFound(OpenRouterError):
     """OpenRouter knows no such key."""
 
@@ -98,6 +105,7 @@ class CreatedKey:
     key_hash: str
     name: str
     label: str | None
+    limit_micros: int | None
     secret: str
 
 
@@ -143,7 +151,13 @@ class OpenRouter:
             OpenRouterError: anything else.
         """
         body = {"limit": _dollars(limit_micros), "disabled": not is_enabled}
-        await self._send("PATCH", f"/keys/{key_hash}", body, expected=200)
+        answer = await self._send("PATCH", f"/keys/{key_hash}", body, expected=200)
+        try:
+            taken = (_micros(answer["data"]["limit"]), answer["data"]["disabled"])
+        except (KeyError, TypeError, ValueError, ArithmeticError):
+            raise OpenRouterAnswerLost("PATCH keys: 200, but without the key") from None
+        if taken != (limit_micros, not is_enabled):
+            raise LimitNotTaken("PATCH keys: 200, but another limit or switch than asked for")
 
     async def list_keys(self, offset: int) -> list[ListedKey]:
         """A page of keys of the workspace, newest first, disabled and expired ones too.
@@ -208,6 +222,10 @@ def _dollars(micros: int | None) -> float | None:
     return None if micros is None else micros / MICROS_PER_DOLLAR
 
 
+def _micros(dollars: float | None) -> int | None:
+    return None if dollars is None else round(Decimal(repr(dollars)) * MICROS_PER_DOLLAR)
+
+
 def _read_created(answer: Any) -> CreatedKey:
     try:
         data, secret = answer["data"], answer["key"]
@@ -215,9 +233,10 @@ def _read_created(answer: Any) -> CreatedKey:
             key_hash=str(data["hash"]),
             name=str(data["name"]),
             label=data.get("label"),
+            limit_micros=_micros(data["limit"]),
             secret=secret,
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         raise OpenRouterAnswerLost("POST keys: 201, but without a key") from None
     if not isinstance(secret, str) or not secret:
         raise OpenRouterAnswerLost("POST keys: 201, but without a secret")

@@ -110,6 +110,7 @@ class Supabase:
         self._url = settings.supabase_url
         self._publishable_key = settings.supabase_publishable_key.get_secret_value()
         self._secret_key = settings.supabase_secret_key.get_secret_value()
+        self._forwards_caller_address = settings.doorkey_forwards_caller_address
 
     async def call(self, rpc: Rpc, arguments: Mapping[str, Json], *, user_token: str | None = None) -> Json:
         """Calls a door and returns its result; None for an empty answer.
@@ -147,9 +148,13 @@ class Supabase:
         try:
             response = await self._http.get(f"{self._url}/auth/v1/.well-known/jwks.json")
             response.raise_for_status()
-            return response.json()
+            document = response.json()
         except (httpx.HTTPError, ValueError) as error:
             raise SupabaseUnreachable(f"JWKS: {type(error).__name__}") from error
+        if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
+            # Somebody else's 200: what is known stays known.
+            raise SupabaseUnreachable("JWKS: no set of keys")
+        return document
 
     async def sign_up(
         self,
@@ -158,17 +163,18 @@ class Supabase:
         caller_address: str | None,
         redirect_headers: Mapping[str, str],
     ) -> AuthAnswer:
-        """Passes a sign-up on to Auth with the caller's address, so that Auth's limits count that one.
+        """Passes a sign-up on to Auth, with the caller's address.
 
-        Auth heeds the address only from holders of the secret key, so the secret key carries the call.
+        Auth heeds the address only from holders of the secret key, and asks them for no CAPTCHA. So the publishable
+        key carries the call, unless the settings say otherwise.
 
         Raises:
-            ServiceKeyRejected: it was not Auth that answered.
+            ServiceKeyRejected, PublishableKeyRejected: it was not Auth that answered.
             SupabaseUnreachable, SupabaseAnswerLost: as for `call`.
         """
         headers = {
             **redirect_headers,
-            **_key_headers(self._secret_key),
+            **_key_headers(self._secret_key if self._forwards_caller_address else self._publishable_key),
             "Content-Type": "application/json",
         }
         if caller_address:
@@ -177,7 +183,8 @@ class Supabase:
         response = await self._send(url, headers, body)
         if response.status_code == 401 and not _has_code(response):
             # About our key, and no business of the caller's.
-            raise ServiceKeyRejected("signup: 401 without a code")
+            kind = ServiceKeyRejected if self._forwards_caller_address else PublishableKeyRejected
+            raise kind("signup: 401 without a code")
         return AuthAnswer(
             status=response.status_code,
             content_type=response.headers.get("content-type", "application/json"),

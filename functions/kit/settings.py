@@ -127,6 +127,11 @@ class Settings(BaseModel):
         le=3600,
         description="How long one attempt holds a user's row; longer than any function's time-out.",
     )
+    doorkey_forwards_caller_address: bool = Field(
+        default=False,
+        description="Whether signups are passed on with the secret key, so that Auth's rate limits count each caller's "
+        "own address. Auth asks holders of that key for no CAPTCHA: leave it off where CAPTCHA is on.",
+    )
     doorkey_sweep_budget_seconds: float = Field(
         default=45.0,
         gt=0,

@@ -22,3 +22,11 @@ class KeyAction(StrEnum):
     CREATE = "create"
     UPDATE = "update"
     DELETE = "delete"
+
+
+class KeyKind(StrEnum):
+    """What a key that goes by our name at OpenRouter is, as `doorkey.classify_keys` says."""
+
+    KNOWN = "known"  # the database holds it to be alive
+    STRAY = "stray"  # made by an attempt of ours that is over, and nobody's
+    FOREIGN = "foreign"  # of an attempt that this database never made

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from functions.clients.openrouter import CreatedKey, KeyNotFound, OpenRouter, OpenRouterError
+from functions.clients.openrouter import CreatedKey, KeyNotFound, LimitNotTaken, OpenRouter, OpenRouterError
 from functions.clients.supabase import (
     DatabaseRefused,
     Supabase,
@@ -36,6 +36,8 @@ from functions.provisioning.store import Claim
 MAX_ROUNDS = 3
 # Recording what was done is asked for again when the answer is lost: it is idempotent, and a key hangs on it.
 FINISH_TRIES = 3
+# A key that can't be found is looked for again before it is believed to be gone: it may only be out of sight.
+LOST_KEY_FAILURES = 2
 
 
 class Outcome(StrEnum):
@@ -130,6 +132,10 @@ class Provisioner:
         with line.step("create_key"):
             key = await self.openrouter.create_key(name, claim.limit_micros)
         line.add(key_name=name, limit_micros=claim.limit_micros)
+        if key.limit_micros != claim.limit_micros:
+            # It could spend what nobody granted.
+            await self._undo(key, line)
+            raise LimitNotTaken("POST keys: 201, but another limit than asked for")
         with line.step("seal"):
             sealed = self.sealer.seal(key.secret, user_id=claim.user_id, key_hash=key.key_hash)
 
@@ -160,12 +166,22 @@ class Provisioner:
                     str(claim.key_hash), limit_micros=claim.limit_micros, is_enabled=claim.is_enabled
                 )
         except KeyNotFound:
-            # Somebody deleted it by hand. The user shall have one all the same: the next round makes it.
+            if claim.failures < LOST_KEY_FAILURES:
+                raise
+            # Somebody deleted it by hand. The user shall have one all the same: the next round makes it. Should the
+            # old one be there nevertheless, it must not stay beside the new one.
             line.add(is_key_lost=True)
+            return await self._delete_key(claim, request_id, line)
+        try:
             return await self._finish(
-                lambda: store.finish_key_deletion(self.database, claim, request_id=request_id), line
+                lambda: store.finish_key_update(self.database, claim, request_id=request_id), line
             )
-        return await self._finish(lambda: store.finish_key_update(self.database, claim, request_id=request_id), line)
+        except DatabaseRefused as error:
+            if error.word == store.LEASE_LOST:
+                # Too late: it may have overwritten what somebody else did since, and nobody would look again.
+                with line.step("recheck"):
+                    await store.recheck_key(self.database, claim, request_id=request_id)
+            raise
 
     async def _delete_key(self, claim: Claim, request_id: str, line: WorkLine) -> ProvisioningState:
         with line.step("delete_key"):

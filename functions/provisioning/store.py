@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
 from functions.clients.supabase import Rpc, Supabase
-from functions.provisioning.states import KeyAction, ProvisioningState
+from functions.provisioning.names import KeyName
+from functions.provisioning.states import KeyAction, KeyKind, ProvisioningState
 
 CLAIM = Rpc("claim_provisioning", ("user_id", "lease_seconds", "request_id"), "service_role")
 FINISH = Rpc(
@@ -42,7 +44,8 @@ HOLD = Rpc("hold_provisioning", ("user_id", "attempt", "error", "request_id"), "
 REDRIVE = Rpc("redrive_provisioning", ("user_id", "error", "redriven_rows", "request_id"), "service_role")
 START_SWEEP = Rpc("start_sweep", ("users",), "service_role")
 LIST_DUE = Rpc("list_due_provisioning", ("due_rows",), "service_role")
-LIST_KNOWN_KEYS = Rpc("list_known_keys", ("key_hashes",), "service_role")
+CLASSIFY_KEYS = Rpc("classify_keys", ("key_hashes", "user_ids", "attempts"), "service_role")
+RECHECK_KEY = Rpc("recheck_key", ("user_id", "request_id"), "service_role")
 
 LEASE_LOST = "lease_lost"
 USER_GONE = "user_gone"
@@ -204,6 +207,7 @@ class SweepStart:
 
     Attributes:
         enrolled: users whom the trigger had missed.
+        healed: users whose key was not as it should be, and who are due again.
         pruned: lines of the audit log that were too old.
         oldest_due_seconds: how long the longest waiting has waited.
         dead: rows that were given up.
@@ -212,6 +216,7 @@ class SweepStart:
     """
 
     enrolled: int
+    healed: int
     pruned: int
     oldest_due_seconds: int
     dead: int
@@ -230,6 +235,20 @@ async def list_due(database: Supabase, *, due_rows: int) -> list[UUID]:
     return [UUID(user_id) for user_id in await database.call(LIST_DUE, {"due_rows": due_rows})]
 
 
-async def list_known_keys(database: Supabase, key_hashes: list[str]) -> set[str]:
-    """Which of these keys the database holds to be alive."""
-    return set(await database.call(LIST_KNOWN_KEYS, {"key_hashes": key_hashes}))
+async def classify_keys(database: Supabase, keys: Mapping[str, KeyName]) -> dict[str, KeyKind]:
+    """What these keys are, by hash, that go by our names at OpenRouter."""
+    names = list(keys.values())
+    found = await database.call(
+        CLASSIFY_KEYS,
+        {
+            "key_hashes": list(keys),
+            "user_ids": [str(name.user_id) for name in names],
+            "attempts": [name.attempt for name in names],
+        },
+    )
+    return {row["key_hash"]: KeyKind(row["kind"]) for row in found}
+
+
+async def recheck_key(database: Supabase, claim: Claim, *, request_id: str) -> None:
+    """Has the key set right again, after something was done to it too late."""
+    await database.call(RECHECK_KEY, {"user_id": str(claim.user_id), "request_id": request_id})

@@ -1,8 +1,9 @@
 """Finds and deletes keys at OpenRouter that nobody holds.
 
 Such a stray is made when the answer to a POST is lost: its secret was never seen. It is known by its name, which says
-whose attempt made it. Never touched: another project's key, a key made by hand, one that the database knows, and one
-too young to tell, because an attempt may still be about to register it.
+whose attempt made it. Never touched: another project's key, a key made by hand, one that the database knows, one of an
+attempt that this database never made (a copy of the database uses the same name), and one too young to tell, because an
+attempt may still be about to register it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functions.clients.openrouter import PAGE_KEYS, ListedKey, OpenRouter
 from functions.clients.supabase import Supabase
 from functions.provisioning import store
 from functions.provisioning.names import KeyName
+from functions.provisioning.states import KeyKind
 
 MAX_PAGES = 50
 MAX_DELETED = 100
@@ -26,13 +28,15 @@ class StrayReport:
     """What a collection found and did.
 
     Attributes:
-        stray_keys: keys by our name, old enough, that the database doesn't know.
+        stray_keys: keys by our name, old enough, of an attempt of ours, that the database doesn't know.
+        foreign_keys: keys by our name, old enough, that are neither known nor ours: does another installation use it?
         deleted: how many of them were deleted.
         oldest_stray_seconds: age of the oldest; 0 without any.
         is_complete: whether everything within the horizon was looked at.
     """
 
     stray_keys: int
+    foreign_keys: int
     deleted: int
     oldest_stray_seconds: int
     is_complete: bool
@@ -61,17 +65,21 @@ async def collect_strays(
         OpenRouterError, SupabaseError: it ends there; the next run begins again.
     """
     strays: dict[str, ListedKey] = {}
+    foreign: set[str] = set()
     is_complete = False
     for page_number in range(MAX_PAGES):
         page = await openrouter.list_keys(page_number * PAGE_KEYS)
-        candidates = [
-            key
+        by_our_name = {
+            key.key_hash: name
             for key in page
-            if key.key_hash not in strays and _is_ours(key.name, project) and now - key.created_at >= min_age
-        ]
-        if candidates:
-            known = await store.list_known_keys(database, [key.key_hash for key in candidates])
-            strays |= {key.key_hash: key for key in candidates if key.key_hash not in known}
+            if now - key.created_at >= min_age
+            and (name := KeyName.parse(key.name)) is not None
+            and name.project == project
+        }
+        if by_our_name:
+            kinds = await store.classify_keys(database, by_our_name)
+            strays |= {key.key_hash: key for key in page if kinds.get(key.key_hash) is KeyKind.STRAY}
+            foreign |= {key_hash for key_hash, kind in kinds.items() if kind is KeyKind.FOREIGN}
         if len(page) < PAGE_KEYS or now - page[-1].created_at > HORIZON:
             is_complete = True
             break
@@ -81,9 +89,4 @@ async def collect_strays(
         for key_hash in list(strays)[:MAX_DELETED]:
             await openrouter.delete_key(key_hash)
             deleted += 1
-    return StrayReport(len(strays), deleted, int(oldest.total_seconds()), is_complete)
-
-
-def _is_ours(name: str, project: str) -> bool:
-    parsed = KeyName.parse(name)
-    return parsed is not None and parsed.project == project
+    return StrayReport(len(strays), len(foreign), deleted, int(oldest.total_seconds()), is_complete)

@@ -57,6 +57,7 @@ async def sweep(provisioner: Provisioner, settings: SweepSettings, *, request_id
             start = await store.start_sweep(provisioner.database, users=USERS_PER_SWEEP)
         line.add(
             enrolled=start.enrolled,
+            healed=start.healed,
             pruned=start.pruned,
             oldest_due_seconds=start.oldest_due_seconds,
             dead=start.dead,
@@ -125,6 +126,7 @@ async def _collect(provisioner: Provisioner, settings: SweepSettings, line: Work
         return
     line.add(
         stray_keys=report.stray_keys,
+        foreign_keys=report.foreign_keys,
         strays_deleted=report.deleted,
         oldest_stray_seconds=report.oldest_stray_seconds,
         is_stray_search_complete=report.is_complete,

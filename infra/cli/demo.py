@@ -102,7 +102,9 @@ async def _sign_up(client: httpx.AsyncClient, stack: Stack, person: Person, prog
                 progress.update(task, description=f"{person.name}: active", total=1, completed=1)
                 return
         await asyncio.sleep(POLL_SECONDS)
-    raise DemoFailed(f"{person.name} has no key after {READY_SECONDS:.0f} seconds; see the log of the functions.")
+    raise DemoFailed(
+        f"{person.name} has no key after {READY_SECONDS:.0f} seconds; run it with --log-folder build/logs and see functions.log."
+    )
 
 
 def _table(people: list[Person]) -> Table:

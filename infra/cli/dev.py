@@ -18,7 +18,7 @@ from infra.local.stack import Stack, StackOptions, running_stack
 
 POLL_SECONDS = 0.1
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
-PREFIX_WIDTH = 10
+PREFIX_WIDTH = 11
 
 
 async def run(console: Console, options: StackOptions) -> None:

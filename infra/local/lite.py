@@ -57,7 +57,7 @@ def part(name: str, checkout: Path, folder: Path, port: int, database_url: str, 
             str(config),
         ],
         folder=home,
-        environment={"DO_NOT_TRACK": "1", "NODE_ENV": "production", "NO_COLOR": "1"},
+        environment={"HOME": str(home), "DO_NOT_TRACK": "1", "NODE_ENV": "production", "NO_COLOR": "1"},
         # It greets with its keys, and prints the mails it would send.
         is_stdout_logged=False,
         # Not below /rest/v1: that would be the first request.

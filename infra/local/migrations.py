@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit, urlunsplit
 
 from infra.local.supervisor import LAST_LINES, PartFailed
 
 MIGRATION_SECONDS = 120
+DEFAULT_PORT = 5432
 
 
 async def run_cli(checkout: Path, *words: str, database_url: str) -> str:
@@ -21,7 +23,12 @@ async def run_cli(checkout: Path, *words: str, database_url: str) -> str:
         PartFailed: with the CLI's own words.
     """
     parts = urlsplit(database_url)
-    bare = urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}:{parts.port}"))
+    bare = urlunsplit(parts._replace(netloc=f"{parts.username}@{parts.hostname}:{parts.port or DEFAULT_PORT}"))
+    with TemporaryDirectory(prefix="doorkey-cli-") as home:
+        return await _run(checkout, words, bare, parts.password or "", home)
+
+
+async def _run(checkout: Path, words: tuple[str, ...], bare: str, password: str, home: str) -> str:
     process = await asyncio.create_subprocess_exec(
         str(checkout / "node_modules" / ".bin" / "supabase"),
         *words,
@@ -32,9 +39,13 @@ async def run_cli(checkout: Path, *words: str, database_url: str) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
         env={
-            **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
-            "PGPASSWORD": parts.password or "",
+            "PATH": os.environ.get("PATH", ""),
+            # It keeps a device id and unpacks itself; nothing of that stays.
+            "HOME": home,
+            "TMPDIR": home,
+            "PGPASSWORD": password,
             "PGSSLMODE": "disable",
             "SUPABASE_YES": "true",
             "DO_NOT_TRACK": "1",

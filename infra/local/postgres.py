@@ -61,6 +61,8 @@ class Postgres:
             "unix_socket_directories": "",
             "max_connections": "200",
             "shared_buffers": "128MB",
+            # In the data folder, so that it goes away with it, also when the server is killed.
+            "dynamic_shared_memory_type": "mmap",
             # Not errors: their messages quote what a caller sent. Who made them is told, and the SQLSTATE is in the
             # log of the Data API.
             "log_min_messages": "log",
@@ -160,6 +162,8 @@ def prepare(checkout: Path, folder: Path, password: str, port: int) -> Postgres:
         timeout=INITDB_SECONDS,
         check=False,
         cwd=folder,
+        # A Ctrl-C is for the supervisor, which stops what it started in order.
+        start_new_session=True,
         env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
         **_as_user(identity),
     )

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from infra.local import hosted, lite, postgres
 from infra.local.functions import WEBHOOK_PATH
-from infra.local.migrations import migrate
+from infra.local.migrations import DEFAULT_PORT, migrate
 from infra.local.supervisor import Part, PartFailed, Supervisor, answers, free_port, is_port_free
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -302,7 +302,9 @@ def with_login(url: str, user: str, password: str, database: str | None = None) 
     """The same address for another user, and another database if given."""
     parts = urlsplit(url)
     path = parts.path if database is None else f"/{database}"
-    return urlunsplit(parts._replace(netloc=f"{user}:{password}@{parts.hostname}:{parts.port}", path=path))
+    return urlunsplit(
+        parts._replace(netloc=f"{user}:{password}@{parts.hostname}:{parts.port or DEFAULT_PORT}", path=path)
+    )
 
 
 def _new_signing_key() -> str:

@@ -25,12 +25,12 @@ import httpx
 READY_POLL_SECONDS = 0.02
 STOP_SECONDS = 10.0
 LAST_LINES = 12
-PORTS = range(20_000, 32_000)
+PORTS = range(20_000, 32_000, 20)
 PORT_TRIES = 200
 
 _PR_SET_PDEATHSIG = 1
-# Parts of one stack are given ports before they listen on them.
-_given_out: set[int] = set()
+_block: list[int] = []
+_anchors: list[socket.socket] = []
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ class Supervisor:
             PartFailed: it ended before it was ready, took too long, or could not be executed.
         """
         log = self.log_path(part.name)
-        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PartFailed(part.name, f"can't write its log: {error}") from None
         # Only what a process needs to run: a developer's shell must not colour a part.
         inherited = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
         environment = {name: os.environ[name] for name in inherited if name in os.environ}
@@ -207,19 +210,29 @@ class Supervisor:
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody used a moment ago.
+    """A port on 127.0.0.1 for a part of this process's stack, and no other's.
 
-    From below the range that systems take outgoing connections' ports from: one of those, made between the look and
-    the start of a part, would take the port away.
+    Ports come in blocks. Whoever binds the first of a block has the others, until the process ends: so stacks that
+    start at the same moment can't be given the same one. And they come from below the range that systems take outgoing
+    connections' ports from: one of those would take a port away between the look and the start of a part.
 
     Raises:
         PartFailed: none is free.
     """
     for _ in range(PORT_TRIES):
-        port = secrets.choice(PORTS)
-        if port not in _given_out and is_port_free(port):
-            _given_out.add(port)
-            return port
+        while _block:
+            port = _block.pop()
+            if is_port_free(port):
+                return port
+        first = secrets.choice(PORTS)
+        anchor = socket.socket()
+        try:
+            anchor.bind(("127.0.0.1", first))
+        except OSError:
+            anchor.close()
+            continue
+        _anchors.append(anchor)
+        _block.extend(range(first + 1, first + PORTS.step))
     raise PartFailed("ports", f"none found between {PORTS.start} and {PORTS.stop}; is something using them all")
 
 

@@ -12,12 +12,19 @@ set local statement_timeout = '60s';
 do $$
 declare
   v_taken text;
+  v_marker constant text := obj_description(to_regnamespace('doorkey')::oid, 'pg_namespace');
 begin
+  if to_regnamespace('doorkey') is not null and v_marker is distinct from 'doorkey: everything internal' then
+    raise exception 'doorkey cannot be installed here: a schema called doorkey exists already'
+      using hint = 'Rename it, or install doorkey in another project. Nothing was changed.';
+  end if;
   select string_agg(format('public.%I', n.name), ', ') into v_taken
     from unnest(array[
-           'plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys',
+           'plans', 'credit_accounts', 'credit_accounts_plan', 'credit_transactions', 'credit_transactions_once',
+           'credit_transactions_user', 'openrouter_user_keys', 'openrouter_user_keys_one_live',
+           'openrouter_user_keys_user', 'openrouter_user_keys_created',
            'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
-           'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'list_known_keys',
+           'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',
            'get_my_account', 'reveal_key', 'get_doorkey_health']) as n (name)
    where to_regclass(format('public.%I', n.name)) is not null
       or exists (select from pg_catalog.pg_proc as p
@@ -30,6 +37,7 @@ end
 $$;
 
 create schema if not exists doorkey;
+comment on schema doorkey is 'doorkey: everything internal';
 revoke all on schema doorkey from public, anon, authenticated, service_role;
 -- The public doors are security invoker: their callers must be able to look up the function behind them.
 grant usage on schema doorkey to authenticated, service_role;
@@ -45,9 +53,9 @@ create table if not exists doorkey.settings (
   -- Whether `public.profiles` was made by these migrations. On a table that was there before we
   -- only ever touch our own columns.
   owns_profiles boolean not null default false,
-  -- Whether a missing row is inserted into a profiles table that was there before. Switch it off
-  -- when the app itself inserts that row later and would stumble over ours.
-  fills_host_profiles boolean not null default true,
+  -- Whether a missing row is inserted into a profiles table that was there before. Only for hosts where nothing else
+  -- ever inserts it: an app or a trigger that does so later would stumble over ours.
+  fills_host_profiles boolean not null default false,
   -- How often a user may see the secret of their key.
   key_reveal text not null default 'always' check (key_reveal in ('once', 'always')),
   -- What one credit is worth; people see credits, the ledger keeps micro-dollars.
@@ -64,6 +72,7 @@ create table if not exists doorkey.settings (
   audit_days integer not null default 365 check (audit_days > 0),
   -- Where the sweep has come in its walk round auth.users, and when it last began.
   sweep_cursor uuid,
+  heal_cursor uuid,
   last_sweep_at timestamptz,
   -- Where the doorbell rings, and what signs the ring (Standard Webhooks: whsec_ + base64 of 24 to 64 bytes).
   -- The secret opens nothing by itself: a ring only asks to do what the database already says is due.

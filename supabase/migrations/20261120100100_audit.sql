@@ -17,9 +17,9 @@ create table if not exists doorkey.audit_log (
 );
 -- "What happened to this user?"
 create index if not exists audit_log_user on doorkey.audit_log (user_id, id);
--- "Whom did the trigger fail to enrol?", for the sweep.
-create index if not exists audit_log_not_enrolled
-  on doorkey.audit_log (happened_at) where action = 'user.not_enrolled';
+-- "Whom did the triggers miss?", for the sweep.
+create index if not exists audit_log_missed
+  on doorkey.audit_log (happened_at) where action in ('user.not_enrolled', 'user.not_noticed');
 alter table doorkey.audit_log enable row level security;
 revoke all on table doorkey.audit_log from public, anon, authenticated, service_role;
 revoke all on sequence doorkey.audit_log_id_seq from public, anon, authenticated, service_role;
@@ -46,7 +46,7 @@ begin
   insert into doorkey.audit_log (actor, action, user_id, detail)
   values ('trigger', p_action, p_user_id,
           jsonb_strip_nulls(jsonb_build_object('sqlstate', p_sqlstate, 'object', nullif(p_object, ''))));
-exception when others then
+exception when others or assert_failure or query_canceled then
   raise warning 'doorkey: % for user % (%), and the audit log took no note of it (%)',
     p_action, p_user_id, p_sqlstate, sqlstate;
 end

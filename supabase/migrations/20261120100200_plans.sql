@@ -44,7 +44,8 @@ on conflict (id) do nothing;
 
 do $$
 begin
-  if not exists (select from pg_catalog.pg_constraint where conname = 'settings_default_plan_id_fkey') then
+  if not exists (select from pg_catalog.pg_constraint where conname = 'settings_default_plan_id_fkey'
+                    and conrelid = 'doorkey.settings'::regclass) then
     alter table doorkey.settings
       add constraint settings_default_plan_id_fkey foreign key (default_plan_id) references public.plans (id);
   end if;

@@ -45,8 +45,6 @@ comment on table public.openrouter_user_keys is 'The OpenRouter keys of each use
 -- Two live keys for one user cannot be stored.
 create unique index if not exists openrouter_user_keys_one_live
   on public.openrouter_user_keys (user_id) where status <> 'deleted';
--- "How many were made in the last hour?"
-create index if not exists openrouter_user_keys_created on public.openrouter_user_keys (created_at);
 create index if not exists openrouter_user_keys_user on public.openrouter_user_keys (user_id);
 alter table public.openrouter_user_keys enable row level security;
 revoke all on table public.openrouter_user_keys from public, anon, authenticated, service_role;
@@ -112,6 +110,17 @@ create index if not exists provisioning_dead
 create index if not exists provisioning_key on doorkey.provisioning (key_hash);
 alter table doorkey.provisioning enable row level security;
 revoke all on table doorkey.provisioning from public, anon, authenticated, service_role;
+
+-- When keys were asked for at OpenRouter, whatever came of it: for the hourly brake. Remembered for a day.
+create table if not exists doorkey.key_requests (
+  user_id uuid not null,
+  attempt integer not null,
+  requested_at timestamptz not null default now(),
+  primary key (user_id, attempt)
+);
+create index if not exists key_requests_time on doorkey.key_requests (requested_at);
+alter table doorkey.key_requests enable row level security;
+revoke all on table doorkey.key_requests from public, anon, authenticated, service_role;
 
 -- Enters the user, or wakes a row that was waiting, and says the state. Null: not served (created before the
 -- installation, deleted, or unknown). Repeatable; everything that may enrol calls this.
@@ -227,33 +236,27 @@ end
 $$;
 revoke all on function doorkey.may_ask_openrouter() from public, anon, authenticated, service_role;
 
--- When the next key may be made, if the hour is full; null: now. Keys that are being made count too. The last few of
--- an hour are given out one by one: those who ask at once can't see each other.
+-- When the next key may be asked for, if the hour is full; null: now. The last hundred of an hour are given out one by
+-- one: those who ask at once can't see each other.
 create or replace function doorkey.braked_until() returns timestamptz
 language plpgsql security definer set search_path = ''
 as $$
 declare
   v_max constant integer := (select s.max_keys_per_hour from doorkey.settings as s);
-  v_made integer;
+  v_margin integer;
+  v_asked integer;
 begin
-  for v_round in 1..2 loop
-    select (select count(*) from (
-              select from public.openrouter_user_keys as k
-               where k.created_at > now() - interval '1 hour' limit v_max) as recent)
-         + (select count(*) from doorkey.provisioning as p where p.state = 'working' and p.key_hash is null)
-      into v_made;
-    if v_max is null or (v_round = 1 and v_made < v_max - 100) or (v_round = 2 and v_made < v_max) then
+  foreach v_margin in array array[100, 0] loop
+    select count(*) into v_asked from (
+      select from doorkey.key_requests as r where r.requested_at > now() - interval '1 hour' limit v_max) as recent;
+    if v_max is null or v_asked < v_max - v_margin then
       return null;
     end if;
-    if v_round = 1 then
-      perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('doorkey.braked_until'));
-    end if;
+    perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('doorkey.braked_until'));
   end loop;
-  return coalesce(
-    (select k.created_at + interval '1 hour' from public.openrouter_user_keys as k
-      where k.created_at > now() - interval '1 hour'
-      order by k.created_at desc offset v_max - 1 limit 1),
-    now() + interval '1 minute');
+  return (select r.requested_at + interval '1 hour' from doorkey.key_requests as r
+           where r.requested_at > now() - interval '1 hour'
+           order by r.requested_at desc offset v_max - 1 limit 1);
 end
 $$;
 revoke all on function doorkey.braked_until() from public, anon, authenticated, service_role;
@@ -293,6 +296,15 @@ begin
      where p.user_id = p_user_id;
     return;
   end if;
+  if v_row.state = 'working' and v_row.failures + 1 >= 12 then
+    -- Whoever takes this up dies of it.
+    update doorkey.provisioning as p
+       set state = 'dead', lease_expires_at = null, failures = p.failures + 1, last_error = 'lease_expired',
+           updated_at = now()
+     where p.user_id = p_user_id;
+    perform doorkey.show_on_profile(p_user_id, 'failed', null, null);
+    return;
+  end if;
   if v_row.key_hash is null then
     v_braked_until := doorkey.braked_until();
     if v_braked_until is not null then
@@ -311,12 +323,18 @@ begin
   update doorkey.provisioning as p
      set state = 'working',
          attempt = p.attempt + 1,
+         -- A worker that died said nothing, and may have made a key that nobody holds.
+         failures = p.failures + case when v_row.state = 'working' then 1 else 0 end,
          claimed = p.wanted,
          lease_expires_at = now() + make_interval(secs => p_lease_seconds),
          revisit_at = v_wish.changes_at,
          updated_at = now()
    where p.user_id = p_user_id
   returning * into v_row;
+  if v_row.key_hash is null then
+    insert into doorkey.key_requests (user_id, attempt) values (p_user_id, v_row.attempt)
+    on conflict (user_id, attempt) do update set requested_at = excluded.requested_at;
+  end if;
   select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
   return query
     select v_row.user_id, v_row.attempt, v_row.failures,
@@ -391,7 +409,12 @@ as $$
 declare
   v_row doorkey.provisioning;
   v_state doorkey.provisioning_state;
+  v_is_present boolean;
 begin
+  -- Locked so that a deletion waits until this key is known, or this attempt sees that the user is gone; and before
+  -- the row, because that is the order in which Auth and our triggers come by.
+  perform from auth.users as u where u.id = p_user_id and u.deleted_at is null for key share;
+  v_is_present := found;
   -- Asked again, because the first answer was lost. The first call may still be running: hence the lock, or this one
   -- would wait for it below, find the attempt over and cost the user the key that was just registered.
   perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
@@ -405,9 +428,7 @@ begin
   if v_row.key_hash is not null then
     raise exception 'provisioning of % already has a key', p_user_id;
   end if;
-  -- The lock makes a deletion wait until this key is known, or this attempt see that the user is gone.
-  perform from auth.users as u where u.id = p_user_id and u.deleted_at is null for key share;
-  if not found then
+  if not v_is_present then
     raise sqlstate 'PT410' using message = 'user_gone', hint = 'Undo what this attempt made.';
   end if;
   insert into public.openrouter_user_keys (key_hash, user_id, key_name, key_label, limit_micros, attempt)
@@ -487,6 +508,28 @@ as $$ select doorkey.finish_key_update($1, $2, $3, $4, $5, $6); $$;
 revoke all on function public.finish_key_update(uuid, integer, text, bigint, boolean, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.finish_key_update(uuid, integer, text, bigint, boolean, text) to service_role;
+
+-- Something was done at OpenRouter by an attempt that was over: whoever is right, the key is to be set right again.
+create or replace function doorkey.recheck_key(p_user_id uuid, p_request_id text) returns text
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  if not exists (select from doorkey.provisioning as p where p.user_id = p_user_id) then
+    return null;
+  end if;
+  perform doorkey.want(p_user_id);
+  perform doorkey.write_audit('provisioning', 'key.rechecked', p_user_id, p_request_id, null);
+  return (select p.state::text from doorkey.provisioning as p where p.user_id = p_user_id);
+end
+$$;
+revoke all on function doorkey.recheck_key(uuid, text) from public, anon, authenticated, service_role;
+grant execute on function doorkey.recheck_key(uuid, text) to service_role;
+
+create or replace function public.recheck_key(user_id uuid, request_id text) returns text
+language sql set search_path = ''
+as $$ select doorkey.recheck_key($1, $2); $$;
+revoke all on function public.recheck_key(uuid, text) from public, anon, authenticated, service_role;
+grant execute on function public.recheck_key(uuid, text) to service_role;
 
 -- Records that the key is no more at OpenRouter: deleted because the user is gone, or found missing. Whoever is still
 -- here is due again, for a new one. Repeatable likewise.

@@ -69,13 +69,13 @@ declare
 begin
   begin
     v_state := doorkey.enrol(new.id);
-  exception when others then
+  exception when others or assert_failure or query_canceled then
     get stacked diagnostics v_object = table_name;
     perform doorkey.note_trouble('user.not_enrolled', new.id, sqlstate, v_object);
   end;
   begin
     perform doorkey.fill_profile(new.id);
-  exception when others then
+  exception when others or assert_failure or query_canceled then
     get stacked diagnostics v_object = column_name;
     perform doorkey.note_trouble('profile.not_filled', new.id, sqlstate, v_object);
   end;
@@ -83,52 +83,16 @@ begin
     if v_state = 'due' then
       perform doorkey.ring(new.id, tg_op);
     end if;
-  exception when others then
+  exception when others or assert_failure or query_canceled then
     perform doorkey.note_trouble('hint.not_sent', new.id, sqlstate, null);
   end;
   return null;
-exception when others then
+exception when others or assert_failure or query_canceled then
   raise warning 'doorkey: nothing was done for user %, nor noted (%)', new.id, sqlstate;
   return null;
 end
 $$;
 revoke all on function doorkey.on_user_created() from public, anon, authenticated, service_role;
 
-create or replace function doorkey.on_user_confirmed() returns trigger
-language plpgsql security definer set search_path = '' set lock_timeout = '1s'
-as $$
-declare
-  v_state text;
-  v_object text;
-begin
-  begin
-    v_state := doorkey.enrol(new.id);
-  exception when others then
-    get stacked diagnostics v_object = table_name;
-    perform doorkey.note_trouble('user.not_enrolled', new.id, sqlstate, v_object);
-  end;
-  begin
-    if v_state = 'due' then
-      perform doorkey.ring(new.id, tg_op);
-    end if;
-  exception when others then
-    perform doorkey.note_trouble('hint.not_sent', new.id, sqlstate, null);
-  end;
-  return null;
-exception when others then
-  raise warning 'doorkey: nothing was done for user %, nor noted (%)', new.id, sqlstate;
-  return null;
-end
-$$;
-revoke all on function doorkey.on_user_confirmed() from public, anon, authenticated, service_role;
-
 create or replace trigger zz_doorkey_user_created after insert on auth.users
   for each row execute function doorkey.on_user_created();
--- Not `update of`: that looks at the statement's columns, and a host's own trigger may be what confirms.
-create or replace trigger zz_doorkey_user_confirmed after update on auth.users
-  for each row
-  when ((old.email_confirmed_at is null and new.email_confirmed_at is not null)
-     or (old.phone_confirmed_at is null and new.phone_confirmed_at is not null)
-     -- Auth confirms the address of an anonymous user first, and then says that they are one no more.
-     or (old.is_anonymous and not new.is_anonymous))
-  execute function doorkey.on_user_confirmed();

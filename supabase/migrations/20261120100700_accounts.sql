@@ -97,9 +97,9 @@ as $$
     'is_webhook_configured', s.webhook_url is not null and s.webhook_secret is not null,
     'is_pg_net_present', to_regnamespace('net') is not null,
     'are_triggers_present', (
-      select count(*) = 2 from pg_catalog.pg_trigger as t
+      select count(*) = 3 from pg_catalog.pg_trigger as t
        where t.tgrelid = 'auth.users'::regclass and t.tgenabled <> 'D'
-         and t.tgname in ('zz_doorkey_user_created', 'zz_doorkey_user_confirmed')),
+         and t.tgname in ('zz_doorkey_user_created', 'zz_doorkey_user_updated', 'zz_doorkey_user_deleted')),
     'oldest_due_seconds', (
       select coalesce(floor(extract(epoch from now() - min(w.due_at))), 0)::bigint
         from doorkey.provisioning as w where w.state = 'due' and w.due_at <= now()),

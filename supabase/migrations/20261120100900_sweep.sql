@@ -9,12 +9,13 @@ set local statement_timeout = '60s';
 -- Those whom the trigger noted come first; the others are found by a walk round auth.users, some thousand a time by
 -- primary key: its other columns have no index that we could rely on, and we may not make one.
 create or replace function doorkey.start_sweep(p_users integer)
-returns table (enrolled integer, pruned integer, oldest_due_seconds bigint, dead bigint, held_reason text, is_braked boolean)
+returns table (enrolled integer, healed integer, pruned integer, oldest_due_seconds bigint, dead bigint, held_reason text, is_braked boolean)
 language plpgsql security definer set search_path = ''
 as $$
 declare
   v_settings doorkey.settings;
   v_page uuid[];
+  v_rows uuid[];
 begin
   if p_users is null or p_users not between 1 and 10000 then
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'A sweep looks at 1 to 10000 users at a time.';
@@ -27,7 +28,7 @@ begin
            order by u.id limit p_users) as page;
   with missed as (
     select a.user_id as id from doorkey.audit_log as a
-     where a.action = 'user.not_enrolled' and a.happened_at > now() - interval '1 day'
+     where a.action in ('user.not_enrolled', 'user.not_noticed') and a.happened_at > now() - interval '1 day'
     union
     select unnest(v_page)
   )
@@ -38,10 +39,36 @@ begin
    where (p.user_id is null or p.state = 'waiting')
      and u.deleted_at is null and coalesce(u.created_at, now()) >= v_settings.installed_at;
 
-  -- At the end of the walk it begins again.
+  -- The other way round: keys that are not as they should be, because a trigger missed it or the plan changed. Those
+  -- noted come first, and a walk round our own rows finds the rest.
+  select array_agg(page.user_id order by page.user_id) into v_rows
+    from (select p.user_id from doorkey.provisioning as p
+           where v_settings.heal_cursor is null or p.user_id > v_settings.heal_cursor
+           order by p.user_id limit p_users) as page;
+  with looked_at as (
+    select a.user_id from doorkey.audit_log as a
+     where a.action = 'user.not_noticed' and a.happened_at > now() - interval '1 day'
+    union
+    select unnest(v_rows)
+  ), wrong as (
+    select p.user_id, w.is_present
+      from looked_at as l
+      join doorkey.provisioning as p on p.user_id = l.user_id and p.state in ('ready', 'waiting')
+      left join public.openrouter_user_keys as k on k.key_hash = p.key_hash
+     cross join lateral doorkey.desired_key(p.user_id) as w
+     where not w.is_present
+        or (p.state = 'ready' and (
+              w.is_enabled <> (k.status = 'active')
+              or k.limit_micros is distinct from (doorkey.key_limit(p.user_id, p.key_hash)).limit_micros))
+  )
+  select count(doorkey.look_again(w.user_id, not w.is_present))::integer into healed from wrong as w;
+
+  -- At the end of a walk it begins again.
   update doorkey.settings
      set sweep_cursor = case when cardinality(v_page) = p_users then v_page[p_users] end,
+         heal_cursor = case when cardinality(v_rows) = p_users then v_rows[p_users] end,
          last_sweep_at = now();
+  delete from doorkey.key_requests as r where r.requested_at < now() - interval '1 day';
 
   with old as (
     select a.id from doorkey.audit_log as a
@@ -57,8 +84,8 @@ begin
   select count(*) into dead from doorkey.provisioning as p where p.state = 'dead';
   held_reason := v_settings.held_reason;
   is_braked := v_settings.max_keys_per_hour is not null and exists (
-    select from public.openrouter_user_keys as k
-     where k.created_at > now() - interval '1 hour'
+    select from doorkey.key_requests as r
+     where r.requested_at > now() - interval '1 hour'
     offset v_settings.max_keys_per_hour - 1);
   return next;
 end
@@ -100,7 +127,7 @@ revoke all on function doorkey.list_due_provisioning(integer) from public, anon,
 grant execute on function doorkey.list_due_provisioning(integer) to service_role;
 
 create or replace function public.start_sweep(users integer)
-returns table (enrolled integer, pruned integer, oldest_due_seconds bigint, dead bigint, held_reason text, is_braked boolean)
+returns table (enrolled integer, healed integer, pruned integer, oldest_due_seconds bigint, dead bigint, held_reason text, is_braked boolean)
 language sql set search_path = ''
 as $$ select * from doorkey.start_sweep($1); $$;
 revoke all on function public.start_sweep(integer) from public, anon, authenticated, service_role;
@@ -112,24 +139,37 @@ as $$ select doorkey.list_due_provisioning($1); $$;
 revoke all on function public.list_due_provisioning(integer) from public, anon, authenticated, service_role;
 grant execute on function public.list_due_provisioning(integer) to service_role;
 
--- Which of these keys the database holds to be alive. Whatever else goes by our name at OpenRouter is a stray.
-create or replace function doorkey.list_known_keys(p_key_hashes text[]) returns setof text
+-- What the keys by our names are. known: the database holds them to be alive. stray: made by an attempt of ours that is
+-- over, and nobody's. foreign: of an attempt that this database never made: a copy of it, a branch, uses our name too.
+create or replace function doorkey.classify_keys(p_key_hashes text[], p_user_ids uuid[], p_attempts integer[])
+returns table (key_hash text, kind text)
 language plpgsql stable security definer set search_path = ''
 as $$
 begin
-  if p_key_hashes is null or cardinality(p_key_hashes) > 1000 then
-    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask about up to 1000 keys.';
+  if p_key_hashes is null or cardinality(p_key_hashes) > 1000
+     or cardinality(p_key_hashes) is distinct from cardinality(p_user_ids)
+     or cardinality(p_key_hashes) is distinct from cardinality(p_attempts) then
+    raise sqlstate 'PT422' using message = 'page_out_of_range',
+      hint = 'Ask about up to 1000 keys, each with its user and attempt.';
   end if;
   return query
-    select k.key_hash from public.openrouter_user_keys as k
-     where k.key_hash = any (p_key_hashes) and k.status <> 'deleted';
+    select a.hash,
+           case when k.key_hash is not null then 'known'
+                when p.attempt >= a.attempt then 'stray'
+                else 'foreign' end
+      from unnest(p_key_hashes, p_user_ids, p_attempts) as a (hash, user_id, attempt)
+      left join public.openrouter_user_keys as k on k.key_hash = a.hash and k.status <> 'deleted'
+      left join doorkey.provisioning as p on p.user_id = a.user_id;
 end
 $$;
-revoke all on function doorkey.list_known_keys(text[]) from public, anon, authenticated, service_role;
-grant execute on function doorkey.list_known_keys(text[]) to service_role;
+revoke all on function doorkey.classify_keys(text[], uuid[], integer[])
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.classify_keys(text[], uuid[], integer[]) to service_role;
 
-create or replace function public.list_known_keys(key_hashes text[]) returns setof text
+create or replace function public.classify_keys(key_hashes text[], user_ids uuid[], attempts integer[])
+returns table (key_hash text, kind text)
 language sql stable set search_path = ''
-as $$ select doorkey.list_known_keys($1); $$;
-revoke all on function public.list_known_keys(text[]) from public, anon, authenticated, service_role;
-grant execute on function public.list_known_keys(text[]) to service_role;
+as $$ select * from doorkey.classify_keys($1, $2, $3); $$;
+revoke all on function public.classify_keys(text[], uuid[], integer[])
+  from public, anon, authenticated, service_role;
+grant execute on function public.classify_keys(text[], uuid[], integer[]) to service_role;

@@ -70,7 +70,7 @@ async def test_what_auth_refuses_is_refused_in_its_own_words(stack: Stack, http:
 
 @pytest.mark.parametrize("route", ROUTES)
 async def test_a_form_in_a_browser_signs_up(stack: Stack, http: httpx.AsyncClient, route: str) -> None:
-    # The gateway refuses a secret key that comes with a browser's User-Agent, and ours carries the call.
+    # The gateway refuses a secret key that comes with a browser's User-Agent, and ours may carry the call.
     body = new_signup()
     headers = {"User-Agent": BROWSER, "Origin": "http://localhost:3000", "apikey": stack.secrets.publishable_key}
     answer = await http.post(stack.functions_url + route, json=body, headers=headers)
@@ -86,7 +86,8 @@ async def test_auth_is_told_who_really_calls_and_nobody_can_pretend(stack: Stack
         "Sb-Forwarded-For": "198.51.100.1", "X-Forwarded-For": "198.51.100.1", "Forwarded": "for=198.51.100.1",
         "apikey": "sb_publishable_of-the-caller", "Authorization": "Bearer of-the-caller", "X-Client-Info": "my-app/1",
     }  # fmt: skip
-    async with api_with(stack, listening=listening, caller_address="203.0.113.9") as client:
+    forwarding = {"DOORKEY_FORWARDS_CALLER_ADDRESS": "true"}
+    async with api_with(stack, forwarding, listening=listening, caller_address="203.0.113.9") as client:
         answer = await client.post("/v1/auth/signup?redirect_to=http://localhost:3000/in", json=body, headers=pretended)
     person_from(body, answer.json())
     (sent,) = listening.requests
@@ -109,10 +110,19 @@ async def test_a_body_that_no_signup_needs_is_refused_before_auth_hears_of_it(st
 
 async def test_a_rejected_service_key_is_not_put_on_the_caller(stack: Stack) -> None:
     body = new_signup()
-    async with api_with(stack, {"SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all-here"}) as client:
+    wrong = {"SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all-here", "DOORKEY_FORWARDS_CALLER_ADDRESS": "true"}
+    async with api_with(stack, wrong) as client:
         answer = await client.post("/v1/auth/signup", json=body)
     assert (answer.status_code, answer.json()["code"]) == (503, "service_key_rejected")
     assert "API key" not in answer.text
+
+
+async def test_a_rejected_service_key_locks_nobody_out_of_signing_up(stack: Stack) -> None:
+    body = new_signup()
+    async with api_with(stack, {"SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all-here"}) as client:
+        answer = await client.post("/v1/auth/signup", json=body)
+    assert answer.status_code == 200
+    person_from(body, answer.json())
 
 
 async def test_while_auth_is_away_the_caller_is_told_to_come_back(stack: Stack) -> None:

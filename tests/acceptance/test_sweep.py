@@ -54,9 +54,9 @@ async def test_whoever_is_due_gets_their_key_though_the_hint_was_lost(scene: Sce
 
 
 async def test_whom_the_trigger_missed_is_enrolled(scene: Scene) -> None:
-    await scene.sql("alter table auth.users disable trigger zz_doorkey_user_confirmed")
+    await scene.sql("alter table auth.users disable trigger zz_doorkey_user_updated")
     await scene.sql("update auth.users set email_confirmed_at = now() where id = %s", scene.user_id)
-    await scene.sql("alter table auth.users enable trigger zz_doorkey_user_confirmed")
+    await scene.sql("alter table auth.users enable trigger zz_doorkey_user_updated")
     await scene.sql("delete from doorkey.provisioning where user_id = %s", scene.user_id)
     await scene.sql("update doorkey.settings set sweep_cursor = null")
     assert (await run_sweep(scene.stack))["enrolled"] >= 1
@@ -174,7 +174,7 @@ async def test_what_is_refused_to_everybody_holds_the_queue_and_burns_no_attempt
 async def test_when_the_hour_is_full_the_rest_wait_for_their_turn(scene: Scene, http: httpx.AsyncClient) -> None:
     other = await due_user(scene.stack, http)
     (made,) = await scene.sql(
-        "select count(*) from public.openrouter_user_keys where created_at > now() - interval '1 hour'"
+        "select count(*) from doorkey.key_requests where requested_at > now() - interval '1 hour'"
     )
     await scene.sql("update doorkey.settings set max_keys_per_hour = %s", made["count"] + 1)
     await run_sweep(scene.stack)
@@ -213,12 +213,16 @@ async def test_redriving_gives_dead_rows_another_chance(scene: Scene, http: http
 class Collection:
     """Keys under a project name of the test's own, and collections among them."""
 
-    def __init__(self, clients: Clients) -> None:
+    def __init__(self, clients: Clients, user_id: uuid.UUID) -> None:
         self.clients = clients
+        self.user_id = user_id
         self.project = f"p{uuid.uuid4().hex[:8]}"
+        self.attempt = 0
 
     def name(self, project: str | None = None) -> str:
-        return str(KeyName(project or self.project, uuid.uuid4(), 1))
+        """The name of the key of another attempt for the same user."""
+        self.attempt += 1
+        return str(KeyName(project or self.project, self.user_id, self.attempt))
 
     async def make(self, name: str) -> str:
         return (await self.clients.openrouter.create_key(name, 0)).key_hash
@@ -245,10 +249,16 @@ class Collection:
 
 
 @pytest.fixture
-async def collection(stack: Stack) -> AsyncIterator[Collection]:
+async def collection(stack: Stack, scene: Scene) -> AsyncIterator[Collection]:
+    await many_attempts(scene)
     clients = build_clients(Settings.from_environment(stack.functions_environment))
     async with clients.http:
-        yield Collection(clients)
+        yield Collection(clients, scene.user_id)
+
+
+async def many_attempts(scene: Scene) -> None:
+    """As if a thousand attempts had been made for this user."""
+    await scene.sql("update doorkey.provisioning set attempt = 1000 where user_id = %s", scene.user_id)
 
 
 async def test_a_stray_is_deleted_and_nothing_else_is_touched(collection: Collection, scene: Scene) -> None:
@@ -260,10 +270,13 @@ async def test_a_stray_is_deleted_and_nothing_else_is_touched(collection: Collec
         await collection.make(collection.name(f"eu-{collection.project}")),
         await collection.make("made by hand"),
         await collection.make(f"doorkey-{collection.project}-by-hand-1"),
+        # Of another database that goes by the same name: a user, and an attempt, that this one doesn't have.
+        await collection.make(str(KeyName(collection.project, uuid.uuid4(), 1))),
+        await collection.make(str(KeyName(collection.project, scene.user_id, 5000))),
         known,
     ]
     report = await collection.collect()
-    assert (report.stray_keys, report.deleted, report.is_complete) == (1, 1, True)
+    assert (report.stray_keys, report.deleted, report.foreign_keys, report.is_complete) == (1, 1, 2, True)
     assert report.oldest_stray_seconds >= 3600
     assert await collection.are_there(stray, *kept) == [False] + [True] * len(kept)
 
@@ -301,7 +314,8 @@ async def test_a_run_deletes_a_bounded_number_and_the_next_the_rest(
     assert sum(await collection.are_there(*made)) == 0
 
 
-async def test_keys_made_between_two_pages_hide_no_stray(stack: Stack) -> None:
+async def test_keys_made_between_two_pages_hide_no_stray(stack: Stack, scene: Scene) -> None:
+    await many_attempts(scene)
     made: list[str] = []
 
     async def shift(request: httpx.Request, answer: Answer) -> Answer:
@@ -312,7 +326,7 @@ async def test_keys_made_between_two_pages_hide_no_stray(stack: Stack) -> None:
     settings = Settings.from_environment(stack.functions_environment)
     calm, shifting = build_clients(settings), build_clients(settings, transport=Between(after=shift))
     async with calm.http, shifting.http:
-        plain, collection = Collection(calm), Collection(shifting)
+        plain, collection = Collection(calm, scene.user_id), Collection(shifting, scene.user_id)
         collection.project = plain.project
         wanted = [await plain.make(plain.name()) for _ in range(120)]
         report = await collection.collect()

@@ -76,11 +76,12 @@ class Call:
 
     Attributes:
         arguments: by position.
-        answer: `account`: the caller's own; `health`: a report; `nothing`: no rows; else a refusal of REFUSALS.
+        answer: `account`: the caller's own; `health`: a report; `nothing`: no rows; `null`: no value; else a refusal
+            of REFUSALS.
     """
 
     arguments: tuple[object, ...]
-    answer: Literal["account", "health", "nothing", "lease_lost", "page_out_of_range"]
+    answer: Literal["account", "health", "nothing", "lease_lost", "page_out_of_range", "null"]
 
 
 # The function's own words, and the HTTP status that each asks for.
@@ -96,7 +97,8 @@ _CALLS = {
     "redrive_provisioning": Call((NOBODY, "door", 0, "door"), "page_out_of_range"),
     "start_sweep": Call((0,), "page_out_of_range"),
     "list_due_provisioning": Call((0,), "page_out_of_range"),
-    "list_known_keys": Call(([],), "nothing"),
+    "classify_keys": Call(([], [], []), "nothing"),
+    "recheck_key": Call((NOBODY, "door"), "null"),
     "defer_provisioning": Call((NOBODY, 1, "door", 0, False, "door"), "lease_lost"),
     "reveal_key": Call((NOBODY, "door"), "nothing"),
     "health": Call((), "health"),

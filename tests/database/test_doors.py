@@ -156,6 +156,9 @@ async def assert_answer(connection: Connection, statement: str, call: Call, user
         assert rows == []
         return
     ((answer,),) = (tuple(row.values()) for row in rows)
+    if call.answer == "null":
+        assert answer is None
+        return
     if call.answer == "account":
         assert answer["user_id"] == str(user_id)
         assert answer["key"]["hash"]

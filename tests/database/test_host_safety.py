@@ -133,6 +133,7 @@ async def profile_status(database: Database, user_id: uuid.UUID) -> object:
 async def test_signups_succeed_beside_any_profiles_and_are_provisioned(hosted_database: Database, name: str) -> None:
     host, doors = HOSTS[name], Doors(hosted_database)
     await install_beside(host, hosted_database)
+    await hosted_database.run("update doorkey.settings set fills_host_profiles = true")
     user_id = await hosted_database.insert_user()
     assert await doors.state(user_id) == "due"
     assert await profile_status(hosted_database, user_id) == host.profile
@@ -145,13 +146,13 @@ async def test_signups_succeed_beside_any_profiles_and_are_provisioned(hosted_da
 
 async def test_no_row_is_invented_in_a_table_whose_id_is_not_the_users(hosted_database: Database) -> None:
     await install_beside(HOSTS["id_of_its_own_beside_user_id"], hosted_database)
+    await hosted_database.run("update doorkey.settings set fills_host_profiles = true")
     await hosted_database.insert_user()
     assert await hosted_database.value("select count(*) from public.profiles") == 0
 
 
-async def test_a_host_that_inserts_later_can_switch_our_row_off(hosted_database: Database) -> None:
+async def test_a_host_that_inserts_its_row_later_does_not_stumble_over_one_of_ours(hosted_database: Database) -> None:
     await install_beside(HOSTS["no_trigger_of_its_own"], hosted_database)
-    await hosted_database.run("update doorkey.settings set fills_host_profiles = false")
     user_id = await hosted_database.insert_user()
     await hosted_database.run("insert into public.profiles (id) values (%s)", (user_id,), role="postgres")
     await Doors(hosted_database).make_ready(user_id)
@@ -292,3 +293,65 @@ async def test_a_function_of_the_hosts_by_the_name_of_one_of_our_doors_is_not_re
         await hosted_database.migrate()
     assert await hosted_database.value("select public.get_my_account()") == "theirs"
     assert await hosted_database.value("select to_regnamespace('doorkey')") is None
+
+
+ASSERTING = """
+create function public.checks() returns trigger language plpgsql as $$ begin assert false; return new; end $$;
+create trigger checks before insert or update on public.profiles for each row execute function public.checks();
+"""
+CANCELLING = ASSERTING.replace("assert false", "raise sqlstate '57014'")
+
+
+@pytest.mark.parametrize("trigger", [ASSERTING, CANCELLING], ids=["asserts", "cancels"])
+async def test_what_handlers_do_not_catch_by_themselves_stops_no_signup(
+    hosted_database: Database, trigger: str
+) -> None:
+    await install_beside(HOSTS["no_trigger_of_its_own"], hosted_database)
+    await hosted_database.run("update doorkey.settings set fills_host_profiles = true")
+    await hosted_database.run(trigger, role="postgres")
+    user_id = await hosted_database.insert_user()
+    doors = Doors(hosted_database)
+    assert "profile.not_filled" in await doors.notes(user_id)
+    await doors.make_ready(user_id)
+
+
+async def test_a_profile_that_the_host_inserts_when_the_address_is_confirmed_is_the_hosts(
+    hosted_database: Database,
+) -> None:
+    await install_beside(HOSTS["no_trigger_of_its_own"], hosted_database)
+    await hosted_database.run(
+        "create function public.on_confirmed() returns trigger language plpgsql security definer as"
+        " $$ begin insert into public.profiles (id) values (new.id); return new; end $$;"
+        " create trigger on_confirmed after update of email_confirmed_at on auth.users"
+        " for each row execute function public.on_confirmed()",
+        role="postgres",
+    )
+    user_id = await hosted_database.insert_user()
+    await Doors(hosted_database).make_ready(user_id)
+    assert await profile_status(hosted_database, user_id) == "active"
+
+
+async def test_a_schema_of_the_hosts_by_our_name_is_left_as_it_is(hosted_database: Database) -> None:
+    await hosted_database.run("create schema doorkey; grant usage on schema doorkey to anon", role="postgres")
+    acl = "select nspacl::text from pg_namespace where nspname = 'doorkey'"
+    before = await hosted_database.value(acl)
+    with pytest.raises(psycopg.Error, match="schema called doorkey"):
+        await hosted_database.migrate()
+    assert await hosted_database.value(acl) == before
+
+
+@pytest.mark.parametrize("column", ["email", "is_anonymous", "banned_until", "email_confirmed_at"])
+async def test_auth_may_alter_its_columns(database: Database, column: str) -> None:
+    kind = await database.value(
+        "select format_type(atttypid, atttypmod) from pg_attribute"
+        " where attrelid = 'auth.users'::regclass and attname = %s",
+        (column,),
+    )
+    depending = await database.value(
+        "select count(*) from pg_depend d join pg_trigger t on d.classid = 'pg_trigger'::regclass and d.objid = t.oid"
+        " join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid"
+        " where t.tgname like 'zz_doorkey%%' and a.attrelid = 'auth.users'::regclass and a.attname = %s",
+        (column,),
+    )
+    assert kind
+    assert depending == 0

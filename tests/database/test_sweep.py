@@ -67,7 +67,7 @@ async def test_users_from_before_the_installation_and_deleted_ones_are_left_alon
 async def test_somebody_confirmed_without_our_hearing_of_it_becomes_due(database: Database) -> None:
     user_id = await database.insert_user(confirmed=False)
     assert (await start(database))["enrolled"] == 0
-    await database.run("alter table auth.users disable trigger zz_doorkey_user_confirmed")
+    await database.run("alter table auth.users disable trigger zz_doorkey_user_updated")
     await database.run("update auth.users set email_confirmed_at = now() where id = %s", (user_id,))
     assert (await start(database))["enrolled"] == 1
     assert await due(database) == [user_id]
@@ -119,18 +119,21 @@ async def test_keys_that_are_deleted_are_not_known(database: Database, doors: Do
     (key,) = await database.rows("select key_hash from public.openrouter_user_keys")
     async with database.acting_as("service_role") as connection:
 
-        async def known() -> int:
-            found = await connection.execute("select public.list_known_keys(%s)", ([key["key_hash"], "0" * 64],))
-            return len(await found.fetchall())
+        async def known() -> list[str]:
+            found = await connection.execute(
+                "select kind from public.classify_keys(%s, %s, %s)",
+                ([key["key_hash"], "0" * 64], [user_id, user_id], [1, 2]),
+            )
+            return [row["kind"] for row in await found.fetchall()]
 
-        assert await known() == 1
+        assert await known() == ["known", "foreign"]
         await database.run("delete from auth.users where id = %s", (user_id,))
         claim = await doors.claimed(user_id)
         assert claim["action"] == "delete"
         await connection.execute(
             "select public.finish_key_deletion(%s, %s, %s, 'r')", (user_id, claim["attempt"], key["key_hash"])
         )
-        assert await known() == 0
+        assert await known() == ["stray", "stray"]
     assert await doors.state(user_id) == "gone"
 
 

@@ -55,7 +55,7 @@ async def install(
 async def _connect(superuser_url: str) -> psycopg.AsyncConnection[tuple[object, ...]]:
     try:
         return await psycopg.AsyncConnection.connect(superuser_url, autocommit=True, connect_timeout=CONNECT_SECONDS)
-    except psycopg.Error as error:
+    except (psycopg.Error, ValueError) as error:
         # Only the kind: the driver's message may quote the address with its password.
         raise PartFailed(
             "postgres", f"does not let us in ({type(error).__name__}); is DATABASE_URL right, and does the server run"

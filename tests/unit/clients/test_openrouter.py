@@ -19,6 +19,7 @@ from functions.clients.openrouter import (
     AccountEmpty,
     CreatedKey,
     KeyNotFound,
+    LimitNotTaken,
     ManagementKeyRejected,
     OpenRouter,
     OpenRouterAnswerLost,
@@ -34,7 +35,7 @@ from tests.support.environment import COMPLETE, settings
 HASH = "ab" * 32
 SECRET = "sk-or-v1-" + "cd" * 32
 CREATED: dict[str, Any] = {
-    "data": {"hash": HASH, "name": "doorkey-app-1", "label": "sk-or-v1-cdc...dcd"},
+    "data": {"hash": HASH, "name": "doorkey-app-1", "label": "sk-or-v1-cdc...dcd", "limit": 5.25},
     "key": SECRET,
 }
 WORKSPACE = "7d1c0b3e-3f0e-4f3c-9f6f-3a7a0f4e8a55"
@@ -156,7 +157,7 @@ async def test_a_201_that_is_no_key_leaves_it_open_whether_one_was_made(body: st
 async def test_a_key_is_asked_for_as_openrouter_documents_it() -> None:
     server = Server(httpx.Response(201, json=CREATED))
     key = await server.client().create_key("doorkey-app-1", 5_250_001)
-    assert key == CreatedKey(HASH, "doorkey-app-1", "sk-or-v1-cdc...dcd", SECRET)
+    assert key == CreatedKey(HASH, "doorkey-app-1", "sk-or-v1-cdc...dcd", 5_250_000, SECRET)
     assert SECRET not in repr(key)
     (request,) = server.requests
     assert (request.method, str(request.url)) == ("POST", COMPLETE["OPENROUTER_BASE_URL"] + "/keys")
@@ -174,9 +175,24 @@ async def test_a_workspace_goes_along_when_it_is_set() -> None:
 
 @given(micros=st.integers(0, 4_000_000_000_000_000))
 async def test_no_micro_dollar_of_a_limit_is_lost_in_json(micros: int) -> None:
-    server = Server(httpx.Response(200, json={"data": {}}))
+    server = Server(httpx.Response(200, json={"data": {"limit": micros / 1_000_000, "disabled": False}}))
     await server.client().update_key(HASH, limit_micros=micros, is_enabled=True)
     assert round(json.loads(server.requests[0].content)["limit"] * 1_000_000) == micros
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"limit": None, "disabled": False}, {"limit": 5.0, "disabled": False}, {"limit": 4.0, "disabled": True}, {}, None],
+)
+async def test_another_limit_or_switch_than_asked_for_is_never_taken_for_done(data: Any) -> None:
+    error = await error_of_update(httpx.Response(200, json={"data": data}))
+    assert type(error) in (LimitNotTaken, OpenRouterAnswerLost)
+
+
+async def error_of_update(answer: httpx.Response) -> OpenRouterError:
+    with pytest.raises(OpenRouterError) as caught:
+        await Server(answer).client().update_key(HASH, limit_micros=4_000_000, is_enabled=True)
+    return caught.value
 
 
 @pytest.mark.parametrize(

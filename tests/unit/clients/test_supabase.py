@@ -238,8 +238,19 @@ async def test_public_keys_that_cannot_be_had_are_one_error(answer: httpx.Respon
 async def test_a_signup_that_the_gateway_turned_away_is_not_the_callers_fault(case: str) -> None:
     body = GATEWAY[case]
     answer = httpx.Response(401, content=body) if isinstance(body, str) else httpx.Response(401, json=body)
-    with pytest.raises(ServiceKeyRejected):
+    with pytest.raises(PublishableKeyRejected):
         await Server(answer).client().sign_up(b"{}", "", None, {})
+    with pytest.raises(ServiceKeyRejected):
+        await Server(answer).client(settings(DOORKEY_FORWARDS_CALLER_ADDRESS="true")).sign_up(b"{}", "", None, {})
+
+
+async def test_the_secret_key_carries_a_signup_only_where_that_was_asked_for() -> None:
+    """Auth asks whoever has it for no CAPTCHA."""
+    for given, key in ((None, "SUPABASE_PUBLISHABLE_KEY"), ("true", "SUPABASE_SECRET_KEY")):
+        server = Server(httpx.Response(200, json={}))
+        chosen = settings(**({"DOORKEY_FORWARDS_CALLER_ADDRESS": given} if given else {}))
+        await server.client(chosen).sign_up(b"{}", "", "203.0.113.7", {})
+        assert server.requests[0].headers["apikey"] == COMPLETE[key]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +275,7 @@ async def test_whatever_auth_answers_is_passed_on(status: int, body: dict[str, A
     assert request.content == b'{"email": 1}'
     assert request.headers["sb-forwarded-for"] == "203.0.113.7"
     assert request.headers["x-client-info"] == "app"
-    assert request.headers["apikey"] == COMPLETE["SUPABASE_SECRET_KEY"]
+    assert request.headers["apikey"] == COMPLETE["SUPABASE_PUBLISHABLE_KEY"]
 
 
 async def test_nobodys_address_is_not_passed_on() -> None:
