@@ -103,7 +103,8 @@ async def _sign_up(client: httpx.AsyncClient, stack: Stack, person: Person, prog
                 return
         await asyncio.sleep(POLL_SECONDS)
     raise DemoFailed(
-        f"{person.name} has no key after {READY_SECONDS:.0f} seconds; run it with --log-folder build/logs and see functions.log."
+        f"{person.name} has no key after {READY_SECONDS:.0f} seconds; "
+        "run it with --log-folder build/logs and see functions.log."
     )
 
 

@@ -29,29 +29,34 @@ async def run_cli(checkout: Path, *words: str, database_url: str) -> str:
 
 
 async def _run(checkout: Path, words: tuple[str, ...], bare: str, password: str, home: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        str(checkout / "node_modules" / ".bin" / "supabase"),
-        *words,
-        "--db-url",
-        bare,
-        "--workdir",
-        str(checkout),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        env={
-            "PATH": os.environ.get("PATH", ""),
-            # It keeps a device id and unpacks itself; nothing of that stays.
-            "HOME": home,
-            "TMPDIR": home,
-            "PGPASSWORD": password,
-            "PGSSLMODE": "disable",
-            "SUPABASE_YES": "true",
-            "DO_NOT_TRACK": "1",
-            "NO_COLOR": "1",
-        },
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            str(checkout / "node_modules" / ".bin" / "supabase"),
+            *words,
+            "--db-url",
+            bare,
+            "--workdir",
+            str(checkout),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            env={
+                "PATH": os.environ.get("PATH", ""),
+                # It keeps a device id and unpacks itself; nothing of that stays.
+                "HOME": home,
+                "TMPDIR": home,
+                "PGPASSWORD": password,
+                "PGSSLMODE": "disable",
+                "SUPABASE_YES": "true",
+                "DO_NOT_TRACK": "1",
+                "NO_COLOR": "1",
+            },
+        )
+    except OSError as error:
+        raise PartFailed(
+            "migrations", f"the Supabase CLI could not be started ({error.strerror}); run `make clean setup`"
+        ) from None
     try:
         out, err = await asyncio.wait_for(process.communicate(), MIGRATION_SECONDS)
     except TimeoutError:

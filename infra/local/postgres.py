@@ -146,27 +146,32 @@ def prepare(checkout: Path, folder: Path, password: str, port: int) -> Postgres:
     if identity is not None:
         os.chown(data, identity.uid, identity.gid)
         os.chown(password_file, identity.uid, identity.gid)
-    outcome = subprocess.run(
-        [
-            str(native / "bin" / "initdb"),
-            f"--pgdata={data}",
-            f"--username={SUPERUSER}",
-            f"--pwfile={password_file}",
-            "--auth=scram-sha-256",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-sync",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=INITDB_SECONDS,
-        check=False,
-        cwd=folder,
-        # A Ctrl-C is for the supervisor, which stops what it started in order.
-        start_new_session=True,
-        env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
-        **_as_user(identity),
-    )
+    try:
+        outcome = subprocess.run(
+            [
+                str(native / "bin" / "initdb"),
+                f"--pgdata={data}",
+                f"--username={SUPERUSER}",
+                f"--pwfile={password_file}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=INITDB_SECONDS,
+            check=False,
+            cwd=folder,
+            # A Ctrl-C is for the supervisor, which stops what it started in order.
+            start_new_session=True,
+            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+            **_as_user(identity),
+        )
+    except OSError as error:
+        raise PartFailed(
+            "postgres", f"initdb could not be started ({error.strerror}); run `make clean setup`"
+        ) from None
     password_file.unlink()
     if outcome.returncode != 0:
         raise PartFailed("postgres", f"initdb failed: {outcome.stderr.strip()}")

@@ -13,6 +13,7 @@ from functions.kit.errors import DoorkeyError
 from functions.kit.settings import Settings
 from infra.cli.main import app
 from infra.local.stack import CHECKOUT
+from tests.support.databases import Database
 
 README = (CHECKOUT / "README.md").read_text()
 
@@ -39,6 +40,16 @@ def commands() -> dict[str, CommandInfo]:
 def test_every_setting_is_documented() -> None:
     table = settings_table()
     assert table in (CHECKOUT / "docs" / "settings.md").read_text(), f"Put this into docs/settings.md:\n{table}"
+
+
+async def test_every_setting_of_the_database_is_documented(database: Database) -> None:
+    page = (CHECKOUT / "docs" / "settings.md").read_text()
+    columns = await database.rows(
+        "select attname from pg_attribute where attrelid = 'doorkey.settings'::regclass and attnum > 0"
+        " and not attisdropped and attname <> 'only_row'"
+    )
+    missing = {row["attname"] for row in columns if f"`{row['attname']}`" not in page}
+    assert not missing, "Say in docs/settings.md what it is."
 
 
 @pytest.mark.parametrize("name", list(commands()))
