@@ -141,7 +141,7 @@ def test_dev_shows_a_signup_as_a_readable_line_and_leaves_nothing_behind(place: 
     assert answer.status_code == 200
     deadline = time.monotonic() + UP_SECONDS
     line = re.compile(
-        r"functions \| \d\d:\d\d:\d\d\.\d+ provisioning\.finished ready in [\d.]+ ms \(claim [\d.]+, create_key"
+        r"functions +\| \d\d:\d\d:\d\d\.\d+ provisioning\.finished ready in [\d.]+ ms \(claim [\d.]+, create_key"
     )
     while not line.search(out(place)) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
@@ -189,7 +189,7 @@ def test_a_part_that_cannot_start_is_named_with_its_reason(place: Path) -> None:
         "DATABASE_URL": "postgresql://nobody:x@127.0.0.1:9/x",
     }
     outcome = subprocess.run(
-        [sys.executable, "-m", "infra.cli.main", "demo"],
+        [sys.executable, "-m", "infra.cli.main", "dev"],
         cwd=CHECKOUT,
         env=environment,
         capture_output=True,
