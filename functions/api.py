@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from functions.accounts import answers
-from functions.accounts.store import get_my_account, reveal_key
+from functions.accounts.store import get_my_account, request_rotation, reveal_key
 from functions.clients.outside import Clients, build_clients
 from functions.health.checks import Check, check_all
 from functions.kit.errors import (
@@ -32,8 +32,8 @@ from functions.kit.errors import (
     RouteNotFound,
 )
 from functions.kit.observability import start_logging
-from functions.kit.sealing import Sealer
 from functions.kit.settings import Settings
+from functions.provisioning.steps import Provisioner
 from functions.web.conventions import PROBLEM_TYPE, REQUEST_ID_HEADER, Conventions, Problem, problem_response
 from functions.web.events import Event, NotARequest, choose_request_id, read_request, refuse
 from functions.web.routes import LEGACY_BALANCE
@@ -68,7 +68,6 @@ class Readiness(BaseModel):
 
 def build(settings: Settings, clients: Clients) -> FastAPI:
     """The application for these settings; tests pass their own clients."""
-    sealer = Sealer(settings.sealing_keys)
     jwt_secret = settings.supabase_jwt_secret
     sessions = Sessions(
         issuer=f"{settings.supabase_url}/auth/v1",
@@ -101,6 +100,23 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
         return account
 
     Account = Annotated[dict[str, Any], Depends(own_account)]  # noqa: N806  a type, used only here
+    provisioner = Provisioner.build(settings, clients)
+
+    def not_yet(account: dict[str, Any], response: Response) -> answers.MyKey:
+        response.status_code = 202
+        response.headers["retry-after"] = str(PENDING_RETRY_SECONDS)
+        return answers.key_of(account, None)
+
+    async def show_key(
+        account: dict[str, Any], session: Session, request: Request, response: Response
+    ) -> answers.MyKey:
+        if account["key"] is None:
+            return not_yet(account, response)
+        sealed = await reveal_key(clients.supabase, session.user_id, request_id=request.state.request_id)
+        secret = None
+        if sealed is not None and sealed.sealed_secret is not None:
+            secret = provisioner.sealer.open(sealed.sealed_secret, user_id=session.user_id, key_hash=sealed.key_hash)
+        return answers.key_of(account, secret)
 
     @app.get("/v1/me", summary="Who I am, what I may spend, and where my key stands")
     async def me(account: Account) -> answers.Me:
@@ -117,16 +133,32 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
         request: Request,
         response: Response,
     ) -> answers.MyKey:
-        status = answers.status_of(account)
-        if account["key"] is None:
-            response.status_code = 202
-            response.headers["retry-after"] = str(PENDING_RETRY_SECONDS)
-            return answers.MyKey(status=status, key=None, secret=None)
-        sealed = await reveal_key(clients.supabase, session.user_id, request_id=request.state.request_id)
-        secret = None
-        if sealed is not None and sealed.sealed_secret is not None:
-            secret = sealer.open(sealed.sealed_secret, user_id=session.user_id, key_hash=sealed.key_hash)
-        return answers.MyKey(status=status, key=answers.Key.model_validate(account["key"]), secret=secret)
+        return await show_key(account, session, request, response)
+
+    @app.post(
+        "/v1/me/key/rotate",
+        summary="Another key in the place of mine: the new one and its secret",
+        responses={202: {"model": answers.MyKey, "description": "The new key is not there yet; the old one is."}},
+    )
+    async def rotate_key(
+        account: Account,
+        session: Annotated[Session, Depends(current_session)],
+        request: Request,
+        response: Response,
+        wish: answers.RotationWish | None = None,
+    ) -> answers.MyKey:
+        request_id = request.state.request_id
+        await request_rotation(
+            clients.supabase,
+            session.user_id,
+            grace_seconds=wish.grace_seconds if wish else None,
+            request_id=request_id,
+        )
+        await provisioner.provision(session.user_id, request_id=request_id)
+        account = await own_account(session)
+        if account["provisioning"]["is_rotating"]:
+            return not_yet(account, response)
+        return await show_key(account, session, request, response)
 
     @app.get("/v1/credits/balance", summary="What I may spend")
     async def balance(account: Account) -> answers.Balance:

@@ -9,7 +9,6 @@ from functions.clients.outside import Clients, build_clients
 from functions.kit.clock import Clock, system_clock
 from functions.kit.errors import DoorkeyError
 from functions.kit.observability import start_logging
-from functions.kit.sealing import Sealer
 from functions.kit.settings import Settings
 from functions.provisioning.steps import Provisioner
 from functions.provisioning.sweeping import SweepSettings, sweep
@@ -19,13 +18,7 @@ from functions.web.events import Event
 
 def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> Handle:
     """The handler for these settings; the event says nothing that matters."""
-    provisioner = Provisioner(
-        database=clients.supabase,
-        openrouter=clients.openrouter,
-        sealer=Sealer(settings.sealing_keys),
-        project=settings.doorkey_project,
-        lease_seconds=settings.doorkey_lease_seconds,
-    )
+    provisioner = Provisioner.build(settings, clients)
     limits = SweepSettings(
         budget_seconds=settings.doorkey_sweep_budget_seconds,
         stray_age_seconds=settings.doorkey_stray_age_seconds,

@@ -14,7 +14,6 @@ from functions.clients.outside import Clients, build_clients
 from functions.kit.clock import Clock, system_clock
 from functions.kit.errors import BodyTooLarge, DoorkeyError, InternalError, MethodNotAllowed, WebhookRefused
 from functions.kit.observability import logger, start_logging
-from functions.kit.sealing import Sealer
 from functions.kit.settings import Settings
 from functions.provisioning.steps import Provisioner
 from functions.web.entry import Handle, LambdaEntry
@@ -37,13 +36,7 @@ REFUSED = "webhook.refused"
 
 def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> Handle:
     """The handler for these settings; tests pass their own clients and time."""
-    provisioner = Provisioner(
-        database=clients.supabase,
-        openrouter=clients.openrouter,
-        sealer=Sealer(settings.sealing_keys),
-        project=settings.doorkey_project,
-        lease_seconds=settings.doorkey_lease_seconds,
-    )
+    provisioner = Provisioner.build(settings, clients)
     shared_secret = settings.doorkey_webhook_shared_secret
 
     def check_sender(request: Request) -> None:

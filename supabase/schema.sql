@@ -161,17 +161,19 @@ grant select on table "public"."credit_transactions" to "service_role";
 -- public.openrouter_user_keys
 
 create table "public"."openrouter_user_keys" (
-  "key_hash"            text                     not null,
-  "user_id"             uuid                     not null,
-  "key_name"            text                     not null,
-  "key_label"           text,
-  "limit_micros"        bigint,
-  "status"              text                     not null default 'active'::text,
-  "attempt"             integer                  not null,
-  "charged_cost_micros" numeric                  not null default 0,
-  "created_at"          timestamp with time zone not null default now(),
-  "updated_at"          timestamp with time zone not null default now(),
-  "deleted_at"          timestamp with time zone,
+  "key_hash"              text                     not null,
+  "user_id"               uuid                     not null,
+  "key_name"              text                     not null,
+  "key_label"             text,
+  "limit_micros"          bigint,
+  "status"                text                     not null default 'active'::text,
+  "attempt"               integer                  not null,
+  "charged_cost_micros"   numeric                  not null default 0,
+  "reported_usage_micros" bigint                   not null default 0,
+  "created_at"            timestamp with time zone not null default now(),
+  "updated_at"            timestamp with time zone not null default now(),
+  "retires_at"            timestamp with time zone,
+  "deleted_at"            timestamp with time zone,
   constraint "openrouter_user_keys_attempt_check" check ((attempt > 0)),
   constraint "openrouter_user_keys_charged_cost_micros_check" check ((charged_cost_micros >= (0)::numeric)),
   constraint "openrouter_user_keys_check" check (((status = 'deleted'::text) = (deleted_at IS NOT NULL))),
@@ -179,6 +181,7 @@ create table "public"."openrouter_user_keys" (
   constraint "openrouter_user_keys_key_name_check" check (((length(key_name) >= 1) AND (length(key_name) <= 200))),
   constraint "openrouter_user_keys_limit_micros_check" check ((limit_micros >= 0)),
   constraint "openrouter_user_keys_pkey" primary key (key_hash),
+  constraint "openrouter_user_keys_reported_usage_micros_check" check ((reported_usage_micros >= 0)),
   constraint "openrouter_user_keys_status_check" check ((status = ANY (ARRAY['active'::text, 'disabled'::text, 'deleted'::text])))
 );
 
@@ -186,7 +189,10 @@ alter table "public"."openrouter_user_keys"
   enable row level security;
 
 create unique index openrouter_user_keys_one_live on public.openrouter_user_keys using btree (user_id)
-  where (status <> 'deleted'::text);
+  where ((status <> 'deleted'::text) AND (retires_at is null));
+
+create unique index openrouter_user_keys_one_retiring on public.openrouter_user_keys using btree (user_id)
+  where ((status <> 'deleted'::text) AND (retires_at is not null));
 
 create index openrouter_user_keys_user on public.openrouter_user_keys using btree (user_id);
 
@@ -208,6 +214,8 @@ grant select ("key_label") on table "public"."openrouter_user_keys" to "authenti
 grant select ("key_name") on table "public"."openrouter_user_keys" to "authenticated";
 
 grant select ("limit_micros") on table "public"."openrouter_user_keys" to "authenticated";
+
+grant select ("retires_at") on table "public"."openrouter_user_keys" to "authenticated";
 
 grant select ("status") on table "public"."openrouter_user_keys" to "authenticated";
 
@@ -391,24 +399,27 @@ create trigger refuse_rewriting
 -- doorkey.provisioning
 
 create table "doorkey"."provisioning" (
-  "user_id"          uuid                     not null,
-  "wanted"           bigint                   not null default 1,
-  "claimed"          bigint,
-  "attempt"          integer                  not null default 0,
-  "failures"         integer                  not null default 0,
-  "due_at"           timestamp with time zone not null default now(),
-  "lease_expires_at" timestamp with time zone,
-  "key_hash"         text,
-  "last_error"       text,
-  "created_at"       timestamp with time zone not null default now(),
-  "updated_at"       timestamp with time zone not null default now(),
-  "ready_at"         timestamp with time zone,
-  "revisit_at"       timestamp with time zone,
+  "user_id"                uuid                     not null,
+  "wanted"                 bigint                   not null default 1,
+  "claimed"                bigint,
+  "attempt"                integer                  not null default 0,
+  "failures"               integer                  not null default 0,
+  "due_at"                 timestamp with time zone not null default now(),
+  "lease_expires_at"       timestamp with time zone,
+  "key_hash"               text,
+  "rotation_grace_seconds" integer,
+  "last_error"             text,
+  "created_at"             timestamp with time zone not null default now(),
+  "updated_at"             timestamp with time zone not null default now(),
+  "ready_at"               timestamp with time zone,
+  "revisit_at"             timestamp with time zone,
   constraint "provisioning_attempt_check" check ((attempt >= 0)),
   constraint "provisioning_check" check ((claimed <= wanted)),
   constraint "provisioning_failures_check" check ((failures >= 0)),
   constraint "provisioning_pkey" primary key (user_id),
+  constraint "provisioning_rotation_grace_seconds_check" check (((rotation_grace_seconds >= 0) AND (rotation_grace_seconds <= 604800))),
   constraint "provisioning_wanted_check" check ((wanted > 0)),
+  constraint "rotates_only_a_key" check (((rotation_grace_seconds IS NULL) OR (key_hash IS NOT NULL))),
   constraint "provisioning_key_hash_fkey" foreign key (key_hash) references public.openrouter_user_keys(key_hash)
 );
 
@@ -462,24 +473,25 @@ alter table "doorkey"."sealed_secrets"
 -- doorkey.settings
 
 create table "doorkey"."settings" (
-  "only_row"            boolean                  not null default true,
-  "installed_at"        timestamp with time zone not null default now(),
-  "provision_on"        text                     not null default 'confirmed'::text,
-  "provision_anonymous" boolean                  not null default false,
-  "owns_profiles"       boolean                  not null default false,
-  "fills_host_profiles" boolean                  not null default false,
-  "key_reveal"          text                     not null default 'always'::text,
-  "micros_per_credit"   bigint                   not null default 1000000,
-  "default_plan_id"     text                     not null default 'trial'::text,
-  "max_keys_per_hour"   integer                  default 500,
-  "held_reason"         text,
-  "held_until"          timestamp with time zone,
-  "audit_days"          integer                  not null default 365,
-  "sweep_cursor"        uuid,
-  "heal_cursor"         uuid,
-  "last_sweep_at"       timestamp with time zone,
-  "webhook_url"         text,
-  "webhook_secret"      text,
+  "only_row"               boolean                  not null default true,
+  "installed_at"           timestamp with time zone not null default now(),
+  "provision_on"           text                     not null default 'confirmed'::text,
+  "provision_anonymous"    boolean                  not null default false,
+  "owns_profiles"          boolean                  not null default false,
+  "fills_host_profiles"    boolean                  not null default false,
+  "key_reveal"             text                     not null default 'always'::text,
+  "rotation_grace_seconds" integer                  not null default 3600,
+  "micros_per_credit"      bigint                   not null default 1000000,
+  "default_plan_id"        text                     not null default 'trial'::text,
+  "max_keys_per_hour"      integer                  default 500,
+  "held_reason"            text,
+  "held_until"             timestamp with time zone,
+  "audit_days"             integer                  not null default 365,
+  "sweep_cursor"           uuid,
+  "heal_cursor"            uuid,
+  "last_sweep_at"          timestamp with time zone,
+  "webhook_url"            text,
+  "webhook_secret"         text,
   constraint "settings_audit_days_check" check ((audit_days > 0)),
   constraint "settings_check" check (((held_reason IS NULL) = (held_until IS NULL))),
   constraint "settings_key_reveal_check" check ((key_reveal = ANY (ARRAY['once'::text, 'always'::text]))),
@@ -488,6 +500,7 @@ create table "doorkey"."settings" (
   constraint "settings_only_row_check" check (only_row),
   constraint "settings_pkey" primary key (only_row),
   constraint "settings_provision_on_check" check ((provision_on = ANY (ARRAY['confirmed'::text, 'created'::text, 'manual'::text]))),
+  constraint "settings_rotation_grace_seconds_check" check (((rotation_grace_seconds >= 0) AND (rotation_grace_seconds <= 604800))),
   constraint "settings_webhook_secret_check" check ((webhook_secret ~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$'::text)),
   constraint "settings_webhook_url_check" check ((webhook_url ~ '^https?://'::text)),
   constraint "settings_default_plan_id_fkey" foreign key (default_plan_id) references public.plans(id)
@@ -595,16 +608,17 @@ create or replace function public.finish_key_update (
   key_hash     text,
   limit_micros bigint,
   is_enabled   boolean,
+  usage_micros bigint,
   request_id   text
 )
   returns text
   language sql
   set search_path to ''
-  AS $function$ select doorkey.finish_key_update($1, $2, $3, $4, $5, $6); $function$;
+  AS $function$ select doorkey.finish_key_update($1, $2, $3, $4, $5, $6, $7); $function$;
 
-revoke all on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, text) from public;
+revoke all on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) from public;
 
-grant execute on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, text) to "service_role";
+grant execute on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) to "service_role";
 
 -- public.finish_provisioning
 
@@ -717,6 +731,22 @@ revoke all on function "public"."redrive_provisioning"(uuid, text, integer, text
 
 grant execute on function "public"."redrive_provisioning"(uuid, text, integer, text) to "service_role";
 
+-- public.request_key_rotation
+
+create or replace function public.request_key_rotation (
+  user_id       uuid,
+  grace_seconds integer,
+  request_id    text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.request_key_rotation($1, $2, $3); $function$;
+
+revoke all on function "public"."request_key_rotation"(uuid, integer, text) from public;
+
+grant execute on function "public"."request_key_rotation"(uuid, integer, text) to "service_role";
+
 -- public.reveal_key
 
 create or replace function public.reveal_key (
@@ -773,7 +803,9 @@ create or replace function doorkey.account_of (
     'email', u.email,
     'full_name', left(coalesce(u.raw_user_meta_data ->> 'full_name', u.raw_user_meta_data ->> 'name'), 500),
     'created_at', u.created_at,
-    'provisioning', jsonb_build_object('state', w.state, 'last_error', w.last_error, 'ready_at', w.ready_at),
+    'provisioning', jsonb_build_object(
+      'state', w.state, 'last_error', w.last_error, 'ready_at', w.ready_at,
+      'is_rotating', w.rotation_grace_seconds is not null),
     'credits', (
       select jsonb_build_object(
         'plan_id', a.plan_id, 'plan_name', p.name, 'is_uncapped', p.is_uncapped,
@@ -791,7 +823,11 @@ create or replace function doorkey.account_of (
       select jsonb_build_object(
         'hash', k.key_hash, 'name', k.key_name, 'label', k.key_label, 'limit_micros', k.limit_micros,
         'status', k.status, 'created_at', k.created_at)
-        from public.openrouter_user_keys as k where k.key_hash = w.key_hash)
+        from public.openrouter_user_keys as k where k.key_hash = w.key_hash),
+    'previous_key', (
+      select jsonb_build_object('hash', k.key_hash, 'label', k.key_label, 'retires_at', k.retires_at)
+        from public.openrouter_user_keys as k
+       where k.user_id = u.id and k.status <> 'deleted' and k.retires_at is not null)
   )
   from auth.users as u
   join doorkey.provisioning as w on w.user_id = u.id
@@ -911,6 +947,7 @@ create or replace function doorkey.claim_provisioning (
 declare
   v_row doorkey.provisioning;
   v_wish record;
+  v_next record;
   v_limit record;
   v_braked_until timestamptz;
 begin
@@ -930,7 +967,8 @@ begin
     return;
   end if;
   select * into v_wish from doorkey.desired_key(p_user_id);
-  if v_row.key_hash is null and not v_wish.is_enabled then
+  select * into v_next from doorkey.next_key_action(p_user_id);
+  if v_next.action is null then
     -- Nobody to make a key for: gone, or banned until the ban ends or is lifted.
     update doorkey.provisioning as p
        set state = case when v_wish.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
@@ -947,7 +985,8 @@ begin
     perform doorkey.show_on_profile(p_user_id, 'failed', null, null);
     return;
   end if;
-  if v_row.key_hash is null then
+  -- Who replaces a key is not braked: that has a bound of its own.
+  if v_next.action = 'create' and v_row.key_hash is null then
     v_braked_until := doorkey.braked_until();
     if v_braked_until is not null then
       update doorkey.provisioning as p
@@ -969,21 +1008,17 @@ begin
          failures = p.failures + case when v_row.state = 'working' then 1 else 0 end,
          claimed = p.wanted,
          lease_expires_at = now() + make_interval(secs => p_lease_seconds),
-         revisit_at = v_wish.changes_at,
          updated_at = now()
    where p.user_id = p_user_id
   returning * into v_row;
-  if v_row.key_hash is null then
+  if v_next.action = 'create' and v_row.key_hash is null then
     insert into doorkey.key_requests (user_id, attempt) values (p_user_id, v_row.attempt)
     on conflict (user_id, attempt) do update set requested_at = excluded.requested_at;
   end if;
-  select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
+  select * into v_limit from doorkey.key_limit(p_user_id, v_next.key_hash);
   return query
-    select v_row.user_id, v_row.attempt, v_row.failures,
-           case when not v_wish.is_present then 'delete'
-                when v_row.key_hash is null then 'create'
-                else 'update' end::doorkey.key_action,
-           v_row.key_hash, v_limit.limit_micros, v_limit.is_uncapped, v_wish.is_enabled;
+    select v_row.user_id, v_row.attempt, v_row.failures, v_next.action, v_next.key_hash,
+           v_limit.limit_micros, v_limit.is_uncapped, v_wish.is_enabled;
 end
 $function$;
 
@@ -1223,33 +1258,30 @@ create or replace function doorkey.finish_key_deletion (
   AS $function$
 declare
   v_row doorkey.provisioning;
+  v_key public.openrouter_user_keys;
   v_state doorkey.provisioning_state;
 begin
-  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
-  select p.state into v_state from doorkey.provisioning as p
-   where p.user_id = p_user_id and p.attempt = p_attempt and p.key_hash is null and p.state in ('gone', 'due')
-     and exists (select from public.openrouter_user_keys as k
-                  where k.key_hash = p_key_hash and k.user_id = p_user_id and k.status = 'deleted');
-  if found then
-    return v_state;
+  select * into v_row from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  select * into v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash and k.user_id = p_user_id;
+  if v_row.attempt = p_attempt and v_row.state <> 'working' and v_key.status = 'deleted' then
+    return v_row.state;
   end if;
-  v_row := doorkey.hold_lease(p_user_id, p_attempt);
-  if v_row.key_hash is distinct from p_key_hash then
+  perform doorkey.hold_lease(p_user_id, p_attempt);
+  if v_key.key_hash is null or v_key.status = 'deleted' then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
-  update doorkey.provisioning as p
-     set state = case when w.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
-         key_hash = null, lease_expires_at = null, revisit_at = null, failures = 0, last_error = null,
-         due_at = now(), updated_at = now()
-    from doorkey.desired_key(p_user_id) as w
-   where p.user_id = p_user_id
-  returning p.state into v_state;
-  perform doorkey.lift_hold();
+  update doorkey.provisioning as p set key_hash = null, rotation_grace_seconds = null
+   where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.
   delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
    where k.key_hash = p_key_hash;
-  perform doorkey.show_on_profile(p_user_id, case when v_state = 'gone' then 'revoked' else 'pending' end, null, null);
+  v_state := doorkey.settle_attempt(p_user_id);
+  perform doorkey.lift_hold();
+  if v_key.key_hash = v_row.key_hash then
+    perform doorkey.show_on_profile(
+      p_user_id, case when v_state = 'gone' then 'revoked' else 'pending' end, null, null);
+  end if;
   perform doorkey.write_audit('provisioning', 'key.deleted', p_user_id, p_request_id,
     jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt));
   return v_state;
@@ -1268,6 +1300,7 @@ create or replace function doorkey.finish_key_update (
   p_key_hash     text,
   p_limit_micros bigint,
   p_is_enabled   boolean,
+  p_usage_micros bigint,
   p_request_id   text
 )
   returns text
@@ -1277,30 +1310,32 @@ create or replace function doorkey.finish_key_update (
   AS $function$
 declare
   v_row doorkey.provisioning;
+  v_key public.openrouter_user_keys;
   v_state doorkey.provisioning_state;
 begin
   -- Asked again; locked for the same reason.
-  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
-  select p.state into v_state from doorkey.provisioning as p
-   where p.user_id = p_user_id and p.attempt = p_attempt and p.key_hash = p_key_hash
-     and p.state in ('ready', 'due');
-  if found then
-    return v_state;
+  select * into v_row from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  select * into v_key from public.openrouter_user_keys as k
+   where k.key_hash = p_key_hash and k.user_id = p_user_id and k.status <> 'deleted';
+  if v_row.attempt = p_attempt and v_row.state in ('ready', 'due') and v_key.key_hash is not null then
+    return v_row.state;
   end if;
-  v_row := doorkey.hold_lease(p_user_id, p_attempt);
+  perform doorkey.hold_lease(p_user_id, p_attempt);
+  if v_key.key_hash is null then
+    raise exception 'provisioning of % has another key', p_user_id;
+  end if;
   update public.openrouter_user_keys as k
      set limit_micros = p_limit_micros,
          status = case when p_is_enabled then 'active' else 'disabled' end,
+         reported_usage_micros = p_usage_micros,
          updated_at = now()
-   where k.key_hash = p_key_hash and k.key_hash = v_row.key_hash;
-  if not found then
-    raise exception 'provisioning of % has another key', p_user_id;
-  end if;
-  v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+   where k.key_hash = p_key_hash;
+  v_state := doorkey.settle_attempt(p_user_id);
   perform doorkey.lift_hold();
-  perform doorkey.show_on_profile(
-            p_user_id, case when p_is_enabled then 'active' else 'disabled' end, k.key_name, p_limit_micros)
-     from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  if v_key.key_hash = v_row.key_hash then
+    perform doorkey.show_on_profile(
+      p_user_id, case when p_is_enabled then 'active' else 'disabled' end, v_key.key_name, p_limit_micros);
+  end if;
   perform doorkey.write_audit('provisioning', 'key.updated', p_user_id, p_request_id,
     jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros,
                        'is_enabled', p_is_enabled));
@@ -1308,9 +1343,9 @@ begin
 end
 $function$;
 
-revoke all on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, text) from public;
+revoke all on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) from public;
 
-grant execute on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, text) to "service_role";
+grant execute on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) to "service_role";
 
 -- doorkey.finish_provisioning
 
@@ -1348,20 +1383,25 @@ begin
     return v_state;
   end if;
   v_row := doorkey.hold_lease(p_user_id, p_attempt);
-  if v_row.key_hash is not null then
+  if v_row.key_hash is not null and v_row.rotation_grace_seconds is null then
     raise exception 'provisioning of % already has a key', p_user_id;
   end if;
   if not v_is_present then
     raise sqlstate 'PT410' using message = 'user_gone', hint = 'Undo what this attempt made.';
   end if;
+  update public.openrouter_user_keys as k
+     set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now()
+   where k.key_hash = v_row.key_hash;
   insert into public.openrouter_user_keys (key_hash, user_id, key_name, key_label, limit_micros, attempt)
   values (p_key_hash, p_user_id, p_key_name, p_key_label, p_limit_micros, p_attempt);
   insert into doorkey.sealed_secrets (key_hash, sealed_secret) values (p_key_hash, p_sealed_secret);
-  v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+  update doorkey.provisioning as p set key_hash = p_key_hash, rotation_grace_seconds = null where p.user_id = p_user_id;
+  v_state := doorkey.settle_attempt(p_user_id);
   perform doorkey.lift_hold();
   perform doorkey.show_on_profile(p_user_id, 'active', p_key_name, p_limit_micros);
   perform doorkey.write_audit('provisioning', 'key.created', p_user_id, p_request_id,
-    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros));
+    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros,
+                       'replaces', v_row.key_hash));
   return v_state;
 end
 $function$;
@@ -1493,11 +1533,24 @@ create or replace function doorkey.key_limit (
   security definer
   set search_path to ''
   AS $function$
+declare
+  v_elsewhere numeric;
 begin
+  -- A key without a cap could have spent anything.
+  select coalesce(sum(greatest(
+           case when o.status = 'deleted' then o.reported_usage_micros
+                else greatest(coalesce(o.limit_micros::numeric, 'infinity'), o.reported_usage_micros) end
+           - o.charged_cost_micros, 0)), 0)
+    into v_elsewhere
+    from public.openrouter_user_keys as o
+   where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;
   -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
   select case when p.is_uncapped then null
+         when k.retires_at is null and v_elsewhere = 'infinity' then floor(coalesce(k.charged_cost_micros, 0))::bigint
          -- div, on one fraction: a quotient rounded to some places first may come out a micro-dollar too high.
-         else div(coalesce(k.charged_cost_micros, 0) * p.markup + a.available_micros + a.held_micros, p.markup)::bigint end,
+         else div(greatest(coalesce(k.charged_cost_micros, 0) * p.markup + a.held_micros
+                           + case when k.retires_at is null then a.available_micros - v_elsewhere * p.markup else 0 end,
+                           0), p.markup)::bigint end,
          p.is_uncapped
     into strict limit_micros, is_uncapped
     from public.credit_accounts as a
@@ -1603,6 +1656,71 @@ create or replace function doorkey.my_account()
 revoke all on function "doorkey"."my_account"() from public;
 
 grant execute on function "doorkey"."my_account"() to "authenticated";
+
+-- doorkey.next_key_action
+
+create or replace function doorkey.next_key_action (
+  p_user_id uuid,
+  OUT       action doorkey.key_action,
+  OUT       key_hash text,
+  OUT       is_needed boolean
+)
+  returns record
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_row doorkey.provisioning;
+  v_wish record;
+  v_key public.openrouter_user_keys;
+  v_old public.openrouter_user_keys;
+  v_limit record;
+begin
+  is_needed := true;
+  select * into v_row from doorkey.provisioning as p where p.user_id = p_user_id;
+  select * into v_wish from doorkey.desired_key(p_user_id);
+  select * into v_old from public.openrouter_user_keys as k
+   where k.user_id = p_user_id and k.status <> 'deleted' and k.retires_at is not null;
+  if v_old.key_hash is not null then
+    key_hash := v_old.key_hash;
+    select * into v_limit from doorkey.key_limit(p_user_id, v_old.key_hash);
+    -- Only ever lowered; and before it is deleted too, because OpenRouter then says what it has spent.
+    if v_wish.is_present and not v_limit.is_uncapped
+       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros) then
+      action := 'update';
+      return;
+    end if;
+    if not v_wish.is_enabled or v_old.retires_at <= now() or v_row.rotation_grace_seconds is not null then
+      action := 'delete';
+      return;
+    end if;
+    key_hash := null;
+  end if;
+  if not v_wish.is_enabled and v_row.key_hash is null then
+    is_needed := false; -- nobody to make a key for: gone, or banned
+    return;
+  end if;
+  if not v_wish.is_present then
+    action := 'delete';
+    key_hash := v_row.key_hash;
+    return;
+  end if;
+  if v_row.key_hash is null or (v_wish.is_enabled and v_row.rotation_grace_seconds is not null) then
+    action := 'create';
+    return;
+  end if;
+  action := 'update';
+  key_hash := v_row.key_hash;
+  select * into v_key from public.openrouter_user_keys as k where k.key_hash = v_row.key_hash;
+  select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
+  is_needed := v_key.limit_micros is distinct from v_limit.limit_micros
+               or v_wish.is_enabled <> (v_key.status = 'active');
+end
+$function$;
+
+revoke all on function "doorkey"."next_key_action"(uuid) from public;
 
 -- doorkey.note_trouble
 
@@ -1909,6 +2027,61 @@ $function$;
 
 revoke all on function "doorkey"."refuse_rewriting"() from public;
 
+-- doorkey.request_key_rotation
+
+create or replace function doorkey.request_key_rotation (
+  p_user_id       uuid,
+  p_grace_seconds integer,
+  p_request_id    text
+)
+  returns text
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_row doorkey.provisioning;
+  v_max_an_hour constant integer := 5;
+  v_grace_seconds integer;
+  v_oldest timestamptz;
+begin
+  if p_grace_seconds not between 0 and 604800 then
+    raise sqlstate 'PT422' using message = 'grace_out_of_range', hint = 'A grace period lasts 0 to 604800 seconds.';
+  end if;
+  select * into v_row from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  if v_row.key_hash is null then
+    raise sqlstate 'PT404' using message = 'no_key', hint = 'There is no key yet that another one could replace.';
+  end if;
+  if not (doorkey.desired_key(p_user_id)).is_enabled then
+    raise sqlstate 'PT403' using message = 'key_disabled', hint = 'The user is banned or gone.';
+  end if;
+  v_grace_seconds := coalesce(p_grace_seconds, (select s.rotation_grace_seconds from doorkey.settings as s));
+  if v_row.rotation_grace_seconds is null then
+    select min(k.created_at) into v_oldest from (
+      select k.created_at from public.openrouter_user_keys as k
+       where k.user_id = p_user_id and k.created_at > now() - interval '1 hour'
+       order by k.created_at desc limit v_max_an_hour) as k
+    having count(*) = v_max_an_hour;
+    if v_oldest is not null then
+      raise sqlstate 'PT429' using message = 'rotated_too_often',
+        hint = ceil(extract(epoch from v_oldest + interval '1 hour' - now()))::text;
+    end if;
+  end if;
+  -- Asked twice before it was done: still one new key, and the shorter time.
+  update doorkey.provisioning as p
+     set rotation_grace_seconds = least(p.rotation_grace_seconds, v_grace_seconds)
+   where p.user_id = p_user_id;
+  perform doorkey.want(p_user_id);
+  perform doorkey.write_audit('api', 'key.rotation_requested', p_user_id, p_request_id,
+    jsonb_build_object('key_hash', v_row.key_hash, 'grace_seconds', v_grace_seconds));
+  return (select p.state::text from doorkey.provisioning as p where p.user_id = p_user_id);
+end
+$function$;
+
+revoke all on function "doorkey"."request_key_rotation"(uuid, integer, text) from public;
+
+grant execute on function "doorkey"."request_key_rotation"(uuid, integer, text) to "service_role";
+
 -- doorkey.reveal_key
 
 create or replace function doorkey.reveal_key (
@@ -1993,8 +2166,7 @@ revoke all on function "doorkey"."ring"(uuid, text) from public;
 -- doorkey.settle_attempt
 
 create or replace function doorkey.settle_attempt (
-  p_user_id  uuid,
-  p_key_hash text
+  p_user_id uuid
 )
   returns doorkey.provisioning_state
   language sql
@@ -2002,19 +2174,25 @@ create or replace function doorkey.settle_attempt (
   set search_path to ''
   AS $function$
   update doorkey.provisioning as p
-     set state = case when p.wanted = p.claimed then 'ready' else 'due' end::doorkey.provisioning_state,
-         key_hash = p_key_hash,
+     set state = case when p.wanted <> p.claimed or n.is_needed then 'due'
+                      when n.action is not null then 'ready'
+                      when w.is_present then 'due'
+                      else 'gone' end::doorkey.provisioning_state,
          lease_expires_at = null,
          failures = 0,
          last_error = null,
          due_at = now(),
-         ready_at = coalesce(p.ready_at, now()),
+         revisit_at = least(w.changes_at, (
+           select k.retires_at from public.openrouter_user_keys as k
+            where k.user_id = p_user_id and k.status <> 'deleted' and k.retires_at is not null)),
+         ready_at = coalesce(p.ready_at, case when p.key_hash is not null then now() end),
          updated_at = now()
+    from doorkey.desired_key(p_user_id) as w, doorkey.next_key_action(p_user_id) as n
    where p.user_id = p_user_id
   returning p.state;
 $function$;
 
-revoke all on function "doorkey"."settle_attempt"(uuid, text) from public;
+revoke all on function "doorkey"."settle_attempt"(uuid) from public;
 
 -- doorkey.show_on_profile
 
@@ -2128,12 +2306,8 @@ begin
     select p.user_id, w.is_present
       from looked_at as l
       join doorkey.provisioning as p on p.user_id = l.user_id and p.state in ('ready', 'waiting')
-      left join public.openrouter_user_keys as k on k.key_hash = p.key_hash
      cross join lateral doorkey.desired_key(p.user_id) as w
-     where not w.is_present
-        or (p.state = 'ready' and (
-              w.is_enabled <> (k.status = 'active')
-              or k.limit_micros is distinct from (doorkey.key_limit(p.user_id, p.key_hash)).limit_micros))
+     where case p.state when 'ready' then (doorkey.next_key_action(p.user_id)).is_needed else not w.is_present end
   )
   select count(doorkey.look_again(w.user_id, not w.is_present))::integer into healed from wrong as w;
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from functions.provisioning.states import ProvisioningState
 
@@ -51,12 +51,35 @@ class Me(BaseModel):
     key: Key | None
 
 
+class PreviousKey(BaseModel):
+    """A key that another one took the place of: it finishes what it began, and is deleted then."""
+
+    hash: str
+    label: str | None
+    retires_at: datetime
+
+
 class MyKey(BaseModel):
     """The caller's key. `secret` is null where it is shown only once and was shown before."""
 
     status: Status
     key: Key | None
     secret: str | None
+    is_rotating: bool = Field(default=False, description="Whether another key is being made in the place of this one.")
+    previous_key: PreviousKey | None = None
+
+
+class RotationWish(BaseModel):
+    """How another key is to take the place of the caller's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grace_seconds: int | None = Field(
+        default=None,
+        ge=0,
+        le=604_800,
+        description="How long the old key may finish what it began; null: as long as this installation gives.",
+    )
 
 
 class LegacyBalance(BaseModel):
@@ -82,6 +105,18 @@ def status_of(account: dict[str, Any]) -> Status:
             return "revoked"
         case _:
             return "pending"
+
+
+def key_of(account: dict[str, Any], secret: str | None) -> MyKey:
+    """The caller's key, with its secret if that may be shown."""
+    previous = account["previous_key"]
+    return MyKey(
+        status=status_of(account),
+        key=None if account["key"] is None else Key.model_validate(account["key"]),
+        secret=secret,
+        is_rotating=account["provisioning"]["is_rotating"],
+        previous_key=None if previous is None else PreviousKey.model_validate(previous),
+    )
 
 
 def balance_of(account: dict[str, Any]) -> Balance | None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from functions.clients.supabase import Rpc, Supabase
+from functions.clients.supabase import DatabaseRefused, Rpc, Supabase
+from functions.kit.errors import KeyDisabled, NoKey, RotatedTooOften
 from functions.web.sessions import Session
 
 GET_MY_ACCOUNT = Rpc("get_my_account", (), "authenticated")
 REVEAL_KEY = Rpc("reveal_key", ("user_id", "request_id"), "service_role")
+REQUEST_ROTATION = Rpc("request_key_rotation", ("user_id", "grace_seconds", "request_id"), "service_role")
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,3 +35,32 @@ async def reveal_key(database: Supabase, user_id: UUID, *, request_id: str) -> S
     if not rows:
         return None
     return SealedKey(rows[0]["revealed_key_hash"], rows[0]["sealed_secret"])
+
+
+async def request_rotation(database: Supabase, user_id: UUID, *, grace_seconds: int | None, request_id: str) -> None:
+    """Wishes for another key in the place of the user's; provisioning makes it.
+
+    Args:
+        database: the Data API.
+        user_id: whose key.
+        grace_seconds: how long the old one may finish what it began; None: as the setting says.
+        request_id: for the audit log.
+
+    Raises:
+        NoKey: there is none to be replaced.
+        KeyDisabled: the user is banned.
+        RotatedTooOften: with the seconds to wait in Retry-After.
+    """
+    try:
+        await database.call(
+            REQUEST_ROTATION, {"user_id": str(user_id), "grace_seconds": grace_seconds, "request_id": request_id}
+        )
+    except DatabaseRefused as refusal:
+        match refusal.word:
+            case "no_key":
+                raise NoKey(refusal.private) from None
+            case "key_disabled":
+                raise KeyDisabled(refusal.private) from None
+            case "rotated_too_often":
+                raise RotatedTooOften(refusal.private, headers={"retry-after": refusal.hint}) from None
+        raise

@@ -143,8 +143,11 @@ class OpenRouter:
         answer = await self._send("POST", "/keys", body, expected=201)
         return _read_created(answer)
 
-    async def update_key(self, key_hash: str, *, limit_micros: int | None, is_enabled: bool) -> None:
+    async def update_key(self, key_hash: str, *, limit_micros: int | None, is_enabled: bool) -> int:
         """Sets the lifetime limit of a key, and whether it may be used. Repeatable.
+
+        Returns:
+            What the key has spent in its life as OpenRouter knows it now, in micro-dollars, rounded up.
 
         Raises:
             KeyNotFound: it does not exist (any more).
@@ -154,10 +157,12 @@ class OpenRouter:
         answer = await self._send("PATCH", f"/keys/{key_hash}", body, expected=200)
         try:
             taken = (_micros(answer["data"]["limit"]), answer["data"]["disabled"])
+            usage_micros = math.ceil(Decimal(repr(answer["data"]["usage"])) * MICROS_PER_DOLLAR)
         except (KeyError, TypeError, ValueError, ArithmeticError):
             raise OpenRouterAnswerLost("PATCH keys: 200, but without the key") from None
         if taken != (limit_micros, not is_enabled):
             raise LimitNotTaken("PATCH keys: 200, but another limit or switch than asked for")
+        return usage_micros
 
     async def list_keys(self, offset: int) -> list[ListedKey]:
         """A page of keys of the workspace, newest first, disabled and expired ones too.

@@ -66,14 +66,16 @@ class DatabaseRefused(SupabaseError):
 
     Attributes:
         word: the stable word, such as ``lease_lost``.
+        hint: what goes with it.
     """
 
     code = "database_refused"
     status = 409
 
-    def __init__(self, word: str, status: int) -> None:
+    def __init__(self, word: str, status: int, hint: str = "") -> None:
         super().__init__(f"{word} ({status})")
         self.word = word
+        self.hint = hint
         self.http_status = status
 
 
@@ -238,7 +240,7 @@ def _named(response: httpx.Response, rpc: Rpc) -> SupabaseError | RlsDenied | Us
     message = str(body.get("message", "")) if isinstance(body, dict) else ""
     where = f"{rpc.name}: {status} {code or 'without a code'}"
     if isinstance(code, str) and code.startswith(REFUSAL_PREFIX):
-        return DatabaseRefused(message, status)
+        return DatabaseRefused(message, status, str(body.get("hint") or ""))
     if code == INSUFFICIENT_PRIVILEGE:
         return RlsDenied(where)
     if status == 401 and code is None:

@@ -6,10 +6,13 @@
     ├── UserTokenRejected         401  user_token_rejected
     ├── OperatorTokenRejected     401  operator_token_rejected
     ├── RlsDenied                 403  rls_denied
+    ├── KeyDisabled               403  key_disabled
     ├── RouteNotFound             404  route_not_found
     ├── ProfileNotFound           404  profile_not_found
+    ├── NoKey                     404  no_key
     ├── MethodNotAllowed          405  method_not_allowed
     ├── BodyTooLarge              413  body_too_large
+    ├── RotatedTooOften           429  rotated_too_often
     ├── InternalError             500  internal_error
     ├── SupabaseError                  (clients/supabase.py)
     └── OpenRouterError                (clients/openrouter.py)
@@ -100,6 +103,27 @@ class ProfileNotFound(DoorkeyError):
 
     code = "profile_not_found"
     status = 404
+
+
+class NoKey(DoorkeyError):
+    """There is no key yet that another one could replace."""
+
+    code = "no_key"
+    status = 404
+
+
+class KeyDisabled(DoorkeyError):
+    """Your key is disabled, and so will no other one be made."""
+
+    code = "key_disabled"
+    status = 403
+
+
+class RotatedTooOften(DoorkeyError):
+    """You had several new keys within this hour. Try again later; Retry-After says when."""
+
+    code = "rotated_too_often"
+    status = 429
 
 
 class MethodNotAllowed(DoorkeyError):

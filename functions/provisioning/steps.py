@@ -17,6 +17,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from functions.clients.openrouter import CreatedKey, KeyNotFound, LimitNotTaken, OpenRouter, OpenRouterError
+from functions.clients.outside import Clients
 from functions.clients.supabase import (
     DatabaseRefused,
     Supabase,
@@ -26,6 +27,7 @@ from functions.clients.supabase import (
 )
 from functions.kit.observability import WorkLine
 from functions.kit.sealing import Sealer
+from functions.kit.settings import Settings
 from functions.provisioning import store
 from functions.provisioning.names import KeyName
 from functions.provisioning.retry import next_try
@@ -33,7 +35,8 @@ from functions.provisioning.states import KeyAction, ProvisioningState
 from functions.provisioning.store import Claim
 
 # The wish may change while it is being fulfilled; somebody who changes it faster than this waits for the sweep.
-MAX_ROUNDS = 3
+# Replacing a key, and again within its grace period, takes four.
+MAX_ROUNDS = 6
 # Recording what was done is asked for again when the answer is lost: it is idempotent, and a key hangs on it.
 FINISH_TRIES = 3
 # A key that can't be found is looked for again before it is believed to be gone: it may only be out of sight.
@@ -71,6 +74,17 @@ class Provisioner:
     sealer: Sealer
     project: str
     lease_seconds: int
+
+    @classmethod
+    def build(cls, settings: Settings, clients: Clients) -> Provisioner:
+        """For these settings and clients."""
+        return cls(
+            database=clients.supabase,
+            openrouter=clients.openrouter,
+            sealer=Sealer(settings.sealing_keys),
+            project=settings.doorkey_project,
+            lease_seconds=settings.doorkey_lease_seconds,
+        )
 
     async def provision(self, user_id: UUID, *, request_id: str) -> Outcome:
         """Does what is due for one user. Writes one line for each attempt.
@@ -162,7 +176,7 @@ class Provisioner:
         line.add(limit_micros=claim.limit_micros, is_enabled=claim.is_enabled)
         try:
             with line.step("update_key"):
-                await self.openrouter.update_key(
+                usage_micros = await self.openrouter.update_key(
                     str(claim.key_hash), limit_micros=claim.limit_micros, is_enabled=claim.is_enabled
                 )
         except KeyNotFound:
@@ -174,7 +188,8 @@ class Provisioner:
             return await self._delete_key(claim, request_id, line)
         try:
             return await self._finish(
-                lambda: store.finish_key_update(self.database, claim, request_id=request_id), line
+                lambda: store.finish_key_update(self.database, claim, usage_micros=usage_micros, request_id=request_id),
+                line,
             )
         except DatabaseRefused as error:
             if error.word == store.LEASE_LOST:

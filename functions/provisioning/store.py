@@ -27,7 +27,7 @@ FINISH = Rpc(
 )
 FINISH_KEY_UPDATE = Rpc(
     "finish_key_update",
-    ("user_id", "attempt", "key_hash", "limit_micros", "is_enabled", "request_id"),
+    ("user_id", "attempt", "key_hash", "limit_micros", "is_enabled", "usage_micros", "request_id"),
     "service_role",
 )
 FINISH_KEY_DELETION = Rpc(
@@ -60,7 +60,7 @@ class Claim:
         attempt: fences: only this attempt may finish.
         failures: attempts that failed since the last success.
         action: what is to be done at OpenRouter.
-        key_hash: the live key; None exactly when one is to be made.
+        key_hash: the key that it is to be done with; None exactly when one is to be made.
         limit_micros: the lifetime limit that the ledger allows; None: no cap.
         is_enabled: whether the key may be used; not while the user is banned.
     """
@@ -124,8 +124,10 @@ async def finish(
     return ProvisioningState(state)
 
 
-async def finish_key_update(database: Supabase, claim: Claim, *, request_id: str) -> ProvisioningState:
-    """Records that OpenRouter took the limit and the switch. Repeatable with the same arguments."""
+async def finish_key_update(
+    database: Supabase, claim: Claim, *, usage_micros: int, request_id: str
+) -> ProvisioningState:
+    """Records that OpenRouter took the limit and the switch, and what it said was spent. Repeatable likewise."""
     state = await database.call(
         FINISH_KEY_UPDATE,
         {
@@ -134,6 +136,7 @@ async def finish_key_update(database: Supabase, claim: Claim, *, request_id: str
             "key_hash": claim.key_hash,
             "limit_micros": claim.limit_micros,
             "is_enabled": claim.is_enabled,
+            "usage_micros": usage_micros,
             "request_id": request_id,
         },
     )

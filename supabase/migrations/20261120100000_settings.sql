@@ -22,10 +22,10 @@ begin
     from unnest(array[
            'plans', 'credit_accounts', 'credit_accounts_plan', 'credit_transactions', 'credit_transactions_once',
            'credit_transactions_user', 'openrouter_user_keys', 'openrouter_user_keys_one_live',
-           'openrouter_user_keys_user', 'openrouter_user_keys_created',
+           'openrouter_user_keys_one_retiring', 'openrouter_user_keys_user',
            'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
            'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',
-           'get_my_account', 'reveal_key', 'get_doorkey_health']) as n (name)
+           'get_my_account', 'reveal_key', 'get_doorkey_health', 'request_key_rotation']) as n (name)
    where to_regclass(format('public.%I', n.name)) is not null
       or exists (select from pg_catalog.pg_proc as p
                   where p.pronamespace = 'public'::regnamespace and p.proname = n.name);
@@ -58,6 +58,8 @@ create table if not exists doorkey.settings (
   fills_host_profiles boolean not null default false,
   -- How often a user may see the secret of their key.
   key_reveal text not null default 'always' check (key_reveal in ('once', 'always')),
+  -- How long a key that was replaced may finish what it began, unless the user says otherwise.
+  rotation_grace_seconds integer not null default 3600 check (rotation_grace_seconds between 0 and 604800),
   -- What one credit is worth; people see credits, the ledger keeps micro-dollars.
   micros_per_credit bigint not null default 1000000 check (micros_per_credit > 0),
   default_plan_id text not null default 'trial',

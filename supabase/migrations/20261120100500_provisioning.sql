@@ -22,57 +22,6 @@ begin
 end
 $$;
 
-create table if not exists public.openrouter_user_keys (
-  -- OpenRouter's name for the key: SHA-256 of the secret, in hex.
-  key_hash text primary key check (key_hash ~ '^[0-9a-f]{64}$'),
-  user_id uuid not null,
-  key_name text not null check (length(key_name) between 1 and 200),
-  -- OpenRouter's preview of the secret, such as sk-or-v1-abc...123.
-  key_label text,
-  -- The lifetime cap last confirmed by OpenRouter; null: no cap.
-  limit_micros bigint check (limit_micros >= 0),
-  status text not null default 'active' check (status in ('active', 'disabled', 'deleted')),
-  -- The attempt that made it.
-  attempt integer not null check (attempt > 0),
-  -- Provider cost that the ledger has charged to this key in its life, exact.
-  charged_cost_micros numeric not null default 0 check (charged_cost_micros >= 0),
-  created_at timestamptz not null default now(),
-  updated_at timestamptz not null default now(),
-  deleted_at timestamptz,
-  check ((status = 'deleted') = (deleted_at is not null))
-);
-comment on table public.openrouter_user_keys is 'The OpenRouter keys of each user, without their secrets.';
--- Two live keys for one user cannot be stored.
-create unique index if not exists openrouter_user_keys_one_live
-  on public.openrouter_user_keys (user_id) where status <> 'deleted';
-create index if not exists openrouter_user_keys_user on public.openrouter_user_keys (user_id);
-alter table public.openrouter_user_keys enable row level security;
-revoke all on table public.openrouter_user_keys from public, anon, authenticated, service_role;
-grant select (key_hash, user_id, key_name, key_label, limit_micros, status, created_at, updated_at, deleted_at)
-  on table public.openrouter_user_keys to authenticated;
-grant select on table public.openrouter_user_keys to service_role;
-
-do $$
-begin
-  if not exists (select from pg_catalog.pg_policies where schemaname = 'public'
-                 and tablename = 'openrouter_user_keys' and policyname = 'Users may read their own keys') then
-    create policy "Users may read their own keys" on public.openrouter_user_keys
-      for select to authenticated using ((select auth.uid()) = user_id);
-  end if;
-end
-$$;
-
--- Ciphertext only: the database never sees a key, and the sealing keys never reach the database.
-create table if not exists doorkey.sealed_secrets (
-  key_hash text primary key references public.openrouter_user_keys (key_hash),
-  sealed_secret text not null check (sealed_secret ~ '^v1\.[a-z0-9]+\.[A-Za-z0-9_-]+$'),
-  -- When the user was first shown it.
-  revealed_at timestamptz,
-  created_at timestamptz not null default now()
-);
-alter table doorkey.sealed_secrets enable row level security;
-revoke all on table doorkey.sealed_secrets from public, anon, authenticated, service_role;
-
 create table if not exists doorkey.provisioning (
   -- Bare on purpose: an unrevoked key outlives the user.
   user_id uuid primary key,
@@ -87,15 +36,18 @@ create table if not exists doorkey.provisioning (
   lease_expires_at timestamptz,
   -- The live key, once there is one.
   key_hash text references public.openrouter_user_keys (key_hash),
+  -- Another key is wanted in its place, and this long it may finish what it began; null: no other one.
+  rotation_grace_seconds integer check (rotation_grace_seconds between 0 and 604800),
   last_error text,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   ready_at timestamptz,
-  -- When time itself changes the wish: a ban ends, and no update of the user will announce it.
+  -- When time itself changes the wish: a ban or a grace period ends, and no update of the user will announce it.
   revisit_at timestamptz,
   constraint leased_exactly_while_working check ((state = 'working') = (lease_expires_at is not null)),
   constraint ready_only_with_a_key check (state <> 'ready' or key_hash is not null),
   constraint no_key_before_or_after check (state not in ('waiting', 'gone') or key_hash is null),
+  constraint rotates_only_a_key check (rotation_grace_seconds is null or key_hash is not null),
   constraint dead_with_a_reason check (state <> 'dead' or last_error is not null)
 );
 -- "What is due?", for the sweep.
@@ -171,18 +123,33 @@ as $$
 $$;
 revoke all on function doorkey.want(uuid) from public, anon, authenticated, service_role;
 
--- What the user's key may spend in its life: what the ledger has charged to it, plus what is spendable now divided
--- by the plan's markup, rounded down. OpenRouter's own figures are never an input. Null limit: no cap.
+-- What a key of the user may spend in its life: what the ledger has charged to it, plus its share of what is spendable
+-- now, divided by the plan's markup, rounded down. Null limit: no cap. A key that retires has a share in what is held,
+-- for what it began. The key in use, or to be made (null hash), has all else; but never what another one may have spent
+-- already, or may still spend, before the ledger knows. OpenRouter's figures for this key are never an input.
 create or replace function doorkey.key_limit(
   p_user_id uuid, p_key_hash text, out limit_micros bigint, out is_uncapped boolean
 )
 language plpgsql stable security definer set search_path = ''
 as $$
+declare
+  v_elsewhere numeric;
 begin
+  -- A key without a cap could have spent anything.
+  select coalesce(sum(greatest(
+           case when o.status = 'deleted' then o.reported_usage_micros
+                else greatest(coalesce(o.limit_micros::numeric, 'infinity'), o.reported_usage_micros) end
+           - o.charged_cost_micros, 0)), 0)
+    into v_elsewhere
+    from public.openrouter_user_keys as o
+   where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;
   -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
   select case when p.is_uncapped then null
+         when k.retires_at is null and v_elsewhere = 'infinity' then floor(coalesce(k.charged_cost_micros, 0))::bigint
          -- div, on one fraction: a quotient rounded to some places first may come out a micro-dollar too high.
-         else div(coalesce(k.charged_cost_micros, 0) * p.markup + a.available_micros + a.held_micros, p.markup)::bigint end,
+         else div(greatest(coalesce(k.charged_cost_micros, 0) * p.markup + a.held_micros
+                           + case when k.retires_at is null then a.available_micros - v_elsewhere * p.markup else 0 end,
+                           0), p.markup)::bigint end,
          p.is_uncapped
     into strict limit_micros, is_uncapped
     from public.credit_accounts as a
@@ -219,6 +186,65 @@ begin
   end if;
 end
 $$;
+
+-- The next thing to do at OpenRouter for this user, one at a time, and with which key. Null: nothing can be done.
+-- is_needed false: all is as it should be, as far as we know; doing it again would only make sure.
+-- One key takes another's place in this order: the new one is made, with nothing to spend that the old one has; the old
+-- one is lowered to what it began; what that set free goes to the new one; the old one is deleted when its time is over.
+create or replace function doorkey.next_key_action(
+  p_user_id uuid, out action doorkey.key_action, out key_hash text, out is_needed boolean
+)
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  v_row doorkey.provisioning;
+  v_wish record;
+  v_key public.openrouter_user_keys;
+  v_old public.openrouter_user_keys;
+  v_limit record;
+begin
+  is_needed := true;
+  select * into v_row from doorkey.provisioning as p where p.user_id = p_user_id;
+  select * into v_wish from doorkey.desired_key(p_user_id);
+  select * into v_old from public.openrouter_user_keys as k
+   where k.user_id = p_user_id and k.status <> 'deleted' and k.retires_at is not null;
+  if v_old.key_hash is not null then
+    key_hash := v_old.key_hash;
+    select * into v_limit from doorkey.key_limit(p_user_id, v_old.key_hash);
+    -- Only ever lowered; and before it is deleted too, because OpenRouter then says what it has spent.
+    if v_wish.is_present and not v_limit.is_uncapped
+       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros) then
+      action := 'update';
+      return;
+    end if;
+    if not v_wish.is_enabled or v_old.retires_at <= now() or v_row.rotation_grace_seconds is not null then
+      action := 'delete';
+      return;
+    end if;
+    key_hash := null;
+  end if;
+  if not v_wish.is_enabled and v_row.key_hash is null then
+    is_needed := false; -- nobody to make a key for: gone, or banned
+    return;
+  end if;
+  if not v_wish.is_present then
+    action := 'delete';
+    key_hash := v_row.key_hash;
+    return;
+  end if;
+  if v_row.key_hash is null or (v_wish.is_enabled and v_row.rotation_grace_seconds is not null) then
+    action := 'create';
+    return;
+  end if;
+  action := 'update';
+  key_hash := v_row.key_hash;
+  select * into v_key from public.openrouter_user_keys as k where k.key_hash = v_row.key_hash;
+  select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
+  is_needed := v_key.limit_micros is distinct from v_limit.limit_micros
+               or v_wish.is_enabled <> (v_key.status = 'active');
+end
+$$;
+revoke all on function doorkey.next_key_action(uuid) from public, anon, authenticated, service_role;
 
 -- Whether OpenRouter is to be asked at all now. While it refuses everybody, one caller a minute may try.
 create or replace function doorkey.may_ask_openrouter() returns boolean
@@ -269,6 +295,7 @@ as $$
 declare
   v_row doorkey.provisioning;
   v_wish record;
+  v_next record;
   v_limit record;
   v_braked_until timestamptz;
 begin
@@ -288,7 +315,8 @@ begin
     return;
   end if;
   select * into v_wish from doorkey.desired_key(p_user_id);
-  if v_row.key_hash is null and not v_wish.is_enabled then
+  select * into v_next from doorkey.next_key_action(p_user_id);
+  if v_next.action is null then
     -- Nobody to make a key for: gone, or banned until the ban ends or is lifted.
     update doorkey.provisioning as p
        set state = case when v_wish.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
@@ -305,7 +333,8 @@ begin
     perform doorkey.show_on_profile(p_user_id, 'failed', null, null);
     return;
   end if;
-  if v_row.key_hash is null then
+  -- Who replaces a key is not braked: that has a bound of its own.
+  if v_next.action = 'create' and v_row.key_hash is null then
     v_braked_until := doorkey.braked_until();
     if v_braked_until is not null then
       update doorkey.provisioning as p
@@ -327,21 +356,17 @@ begin
          failures = p.failures + case when v_row.state = 'working' then 1 else 0 end,
          claimed = p.wanted,
          lease_expires_at = now() + make_interval(secs => p_lease_seconds),
-         revisit_at = v_wish.changes_at,
          updated_at = now()
    where p.user_id = p_user_id
   returning * into v_row;
-  if v_row.key_hash is null then
+  if v_next.action = 'create' and v_row.key_hash is null then
     insert into doorkey.key_requests (user_id, attempt) values (p_user_id, v_row.attempt)
     on conflict (user_id, attempt) do update set requested_at = excluded.requested_at;
   end if;
-  select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
+  select * into v_limit from doorkey.key_limit(p_user_id, v_next.key_hash);
   return query
-    select v_row.user_id, v_row.attempt, v_row.failures,
-           case when not v_wish.is_present then 'delete'
-                when v_row.key_hash is null then 'create'
-                else 'update' end::doorkey.key_action,
-           v_row.key_hash, v_limit.limit_micros, v_limit.is_uncapped, v_wish.is_enabled;
+    select v_row.user_id, v_row.attempt, v_row.failures, v_next.action, v_next.key_hash,
+           v_limit.limit_micros, v_limit.is_uncapped, v_wish.is_enabled;
 end
 $$;
 revoke all on function doorkey.claim_provisioning(uuid, integer, text) from public, anon, authenticated, service_role;
@@ -379,24 +404,29 @@ as $$
 $$;
 revoke all on function doorkey.lift_hold() from public, anon, authenticated, service_role;
 
--- Ends an attempt well: ready, or due again if the wish changed meanwhile. Says which.
-create or replace function doorkey.settle_attempt(p_user_id uuid, p_key_hash text)
-returns doorkey.provisioning_state
+-- Ends an attempt well: ready; gone; or due again, because the wish changed meanwhile or more is to be done. Says which.
+create or replace function doorkey.settle_attempt(p_user_id uuid) returns doorkey.provisioning_state
 language sql security definer set search_path = ''
 as $$
   update doorkey.provisioning as p
-     set state = case when p.wanted = p.claimed then 'ready' else 'due' end::doorkey.provisioning_state,
-         key_hash = p_key_hash,
+     set state = case when p.wanted <> p.claimed or n.is_needed then 'due'
+                      when n.action is not null then 'ready'
+                      when w.is_present then 'due'
+                      else 'gone' end::doorkey.provisioning_state,
          lease_expires_at = null,
          failures = 0,
          last_error = null,
          due_at = now(),
-         ready_at = coalesce(p.ready_at, now()),
+         revisit_at = least(w.changes_at, (
+           select k.retires_at from public.openrouter_user_keys as k
+            where k.user_id = p_user_id and k.status <> 'deleted' and k.retires_at is not null)),
+         ready_at = coalesce(p.ready_at, case when p.key_hash is not null then now() end),
          updated_at = now()
+    from doorkey.desired_key(p_user_id) as w, doorkey.next_key_action(p_user_id) as n
    where p.user_id = p_user_id
   returning p.state;
 $$;
-revoke all on function doorkey.settle_attempt(uuid, text) from public, anon, authenticated, service_role;
+revoke all on function doorkey.settle_attempt(uuid) from public, anon, authenticated, service_role;
 
 -- Registers the key that this attempt made: key, sealed secret, state and profile, all or nothing. Asked again
 -- with the same key it answers again. Refusals: lease_lost, user_gone; only then is the key to be deleted.
@@ -425,20 +455,25 @@ begin
     return v_state;
   end if;
   v_row := doorkey.hold_lease(p_user_id, p_attempt);
-  if v_row.key_hash is not null then
+  if v_row.key_hash is not null and v_row.rotation_grace_seconds is null then
     raise exception 'provisioning of % already has a key', p_user_id;
   end if;
   if not v_is_present then
     raise sqlstate 'PT410' using message = 'user_gone', hint = 'Undo what this attempt made.';
   end if;
+  update public.openrouter_user_keys as k
+     set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now()
+   where k.key_hash = v_row.key_hash;
   insert into public.openrouter_user_keys (key_hash, user_id, key_name, key_label, limit_micros, attempt)
   values (p_key_hash, p_user_id, p_key_name, p_key_label, p_limit_micros, p_attempt);
   insert into doorkey.sealed_secrets (key_hash, sealed_secret) values (p_key_hash, p_sealed_secret);
-  v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+  update doorkey.provisioning as p set key_hash = p_key_hash, rotation_grace_seconds = null where p.user_id = p_user_id;
+  v_state := doorkey.settle_attempt(p_user_id);
   perform doorkey.lift_hold();
   perform doorkey.show_on_profile(p_user_id, 'active', p_key_name, p_limit_micros);
   perform doorkey.write_audit('provisioning', 'key.created', p_user_id, p_request_id,
-    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros));
+    jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros,
+                       'replaces', v_row.key_hash));
   return v_state;
 end
 $$;
@@ -458,56 +493,61 @@ revoke all on function public.finish_provisioning(uuid, integer, text, text, tex
 grant execute on function public.finish_provisioning(uuid, integer, text, text, text, bigint, text, text)
   to service_role;
 
--- Records that OpenRouter took the new limit, and whether the key may be used. Repeatable likewise.
+-- Records that OpenRouter took the new limit, and whether the key may be used; and what it said the key had spent.
+-- Repeatable likewise.
 create or replace function doorkey.finish_key_update(
-  p_user_id uuid, p_attempt integer, p_key_hash text, p_limit_micros bigint, p_is_enabled boolean, p_request_id text
+  p_user_id uuid, p_attempt integer, p_key_hash text, p_limit_micros bigint, p_is_enabled boolean,
+  p_usage_micros bigint, p_request_id text
 ) returns text
 language plpgsql security definer set search_path = ''
 as $$
 declare
   v_row doorkey.provisioning;
+  v_key public.openrouter_user_keys;
   v_state doorkey.provisioning_state;
 begin
   -- Asked again; locked for the same reason.
-  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
-  select p.state into v_state from doorkey.provisioning as p
-   where p.user_id = p_user_id and p.attempt = p_attempt and p.key_hash = p_key_hash
-     and p.state in ('ready', 'due');
-  if found then
-    return v_state;
+  select * into v_row from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  select * into v_key from public.openrouter_user_keys as k
+   where k.key_hash = p_key_hash and k.user_id = p_user_id and k.status <> 'deleted';
+  if v_row.attempt = p_attempt and v_row.state in ('ready', 'due') and v_key.key_hash is not null then
+    return v_row.state;
   end if;
-  v_row := doorkey.hold_lease(p_user_id, p_attempt);
+  perform doorkey.hold_lease(p_user_id, p_attempt);
+  if v_key.key_hash is null then
+    raise exception 'provisioning of % has another key', p_user_id;
+  end if;
   update public.openrouter_user_keys as k
      set limit_micros = p_limit_micros,
          status = case when p_is_enabled then 'active' else 'disabled' end,
+         reported_usage_micros = p_usage_micros,
          updated_at = now()
-   where k.key_hash = p_key_hash and k.key_hash = v_row.key_hash;
-  if not found then
-    raise exception 'provisioning of % has another key', p_user_id;
-  end if;
-  v_state := doorkey.settle_attempt(p_user_id, p_key_hash);
+   where k.key_hash = p_key_hash;
+  v_state := doorkey.settle_attempt(p_user_id);
   perform doorkey.lift_hold();
-  perform doorkey.show_on_profile(
-            p_user_id, case when p_is_enabled then 'active' else 'disabled' end, k.key_name, p_limit_micros)
-     from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  if v_key.key_hash = v_row.key_hash then
+    perform doorkey.show_on_profile(
+      p_user_id, case when p_is_enabled then 'active' else 'disabled' end, v_key.key_name, p_limit_micros);
+  end if;
   perform doorkey.write_audit('provisioning', 'key.updated', p_user_id, p_request_id,
     jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt, 'limit_micros', p_limit_micros,
                        'is_enabled', p_is_enabled));
   return v_state;
 end
 $$;
-revoke all on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, text)
+revoke all on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, bigint, text)
   from public, anon, authenticated, service_role;
-grant execute on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, text) to service_role;
+grant execute on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, bigint, text) to service_role;
 
 create or replace function public.finish_key_update(
-  user_id uuid, attempt integer, key_hash text, limit_micros bigint, is_enabled boolean, request_id text
+  user_id uuid, attempt integer, key_hash text, limit_micros bigint, is_enabled boolean, usage_micros bigint,
+  request_id text
 ) returns text
 language sql set search_path = ''
-as $$ select doorkey.finish_key_update($1, $2, $3, $4, $5, $6); $$;
-revoke all on function public.finish_key_update(uuid, integer, text, bigint, boolean, text)
+as $$ select doorkey.finish_key_update($1, $2, $3, $4, $5, $6, $7); $$;
+revoke all on function public.finish_key_update(uuid, integer, text, bigint, boolean, bigint, text)
   from public, anon, authenticated, service_role;
-grant execute on function public.finish_key_update(uuid, integer, text, bigint, boolean, text) to service_role;
+grant execute on function public.finish_key_update(uuid, integer, text, bigint, boolean, bigint, text) to service_role;
 
 -- Something was done at OpenRouter by an attempt that was over: whoever is right, the key is to be set right again.
 create or replace function doorkey.recheck_key(p_user_id uuid, p_request_id text) returns text
@@ -531,8 +571,8 @@ as $$ select doorkey.recheck_key($1, $2); $$;
 revoke all on function public.recheck_key(uuid, text) from public, anon, authenticated, service_role;
 grant execute on function public.recheck_key(uuid, text) to service_role;
 
--- Records that the key is no more at OpenRouter: deleted because the user is gone, or found missing. Whoever is still
--- here is due again, for a new one. Repeatable likewise.
+-- Records that a key is no more at OpenRouter: deleted because its time is over or the user is gone, or found missing.
+-- Whoever is still here and has none is due again, for a new one. Repeatable likewise.
 create or replace function doorkey.finish_key_deletion(
   p_user_id uuid, p_attempt integer, p_key_hash text, p_request_id text
 ) returns text
@@ -540,33 +580,30 @@ language plpgsql security definer set search_path = ''
 as $$
 declare
   v_row doorkey.provisioning;
+  v_key public.openrouter_user_keys;
   v_state doorkey.provisioning_state;
 begin
-  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
-  select p.state into v_state from doorkey.provisioning as p
-   where p.user_id = p_user_id and p.attempt = p_attempt and p.key_hash is null and p.state in ('gone', 'due')
-     and exists (select from public.openrouter_user_keys as k
-                  where k.key_hash = p_key_hash and k.user_id = p_user_id and k.status = 'deleted');
-  if found then
-    return v_state;
+  select * into v_row from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  select * into v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash and k.user_id = p_user_id;
+  if v_row.attempt = p_attempt and v_row.state <> 'working' and v_key.status = 'deleted' then
+    return v_row.state;
   end if;
-  v_row := doorkey.hold_lease(p_user_id, p_attempt);
-  if v_row.key_hash is distinct from p_key_hash then
+  perform doorkey.hold_lease(p_user_id, p_attempt);
+  if v_key.key_hash is null or v_key.status = 'deleted' then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
-  update doorkey.provisioning as p
-     set state = case when w.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
-         key_hash = null, lease_expires_at = null, revisit_at = null, failures = 0, last_error = null,
-         due_at = now(), updated_at = now()
-    from doorkey.desired_key(p_user_id) as w
-   where p.user_id = p_user_id
-  returning p.state into v_state;
-  perform doorkey.lift_hold();
+  update doorkey.provisioning as p set key_hash = null, rotation_grace_seconds = null
+   where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.
   delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
    where k.key_hash = p_key_hash;
-  perform doorkey.show_on_profile(p_user_id, case when v_state = 'gone' then 'revoked' else 'pending' end, null, null);
+  v_state := doorkey.settle_attempt(p_user_id);
+  perform doorkey.lift_hold();
+  if v_key.key_hash = v_row.key_hash then
+    perform doorkey.show_on_profile(
+      p_user_id, case when v_state = 'gone' then 'revoked' else 'pending' end, null, null);
+  end if;
   perform doorkey.write_audit('provisioning', 'key.deleted', p_user_id, p_request_id,
     jsonb_build_object('key_hash', p_key_hash, 'attempt', p_attempt));
   return v_state;

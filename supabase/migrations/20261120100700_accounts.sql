@@ -12,7 +12,9 @@ as $$
     'email', u.email,
     'full_name', left(coalesce(u.raw_user_meta_data ->> 'full_name', u.raw_user_meta_data ->> 'name'), 500),
     'created_at', u.created_at,
-    'provisioning', jsonb_build_object('state', w.state, 'last_error', w.last_error, 'ready_at', w.ready_at),
+    'provisioning', jsonb_build_object(
+      'state', w.state, 'last_error', w.last_error, 'ready_at', w.ready_at,
+      'is_rotating', w.rotation_grace_seconds is not null),
     'credits', (
       select jsonb_build_object(
         'plan_id', a.plan_id, 'plan_name', p.name, 'is_uncapped', p.is_uncapped,
@@ -30,7 +32,11 @@ as $$
       select jsonb_build_object(
         'hash', k.key_hash, 'name', k.key_name, 'label', k.key_label, 'limit_micros', k.limit_micros,
         'status', k.status, 'created_at', k.created_at)
-        from public.openrouter_user_keys as k where k.key_hash = w.key_hash)
+        from public.openrouter_user_keys as k where k.key_hash = w.key_hash),
+    'previous_key', (
+      select jsonb_build_object('hash', k.key_hash, 'label', k.key_label, 'retires_at', k.retires_at)
+        from public.openrouter_user_keys as k
+       where k.user_id = u.id and k.status <> 'deleted' and k.retires_at is not null)
   )
   from auth.users as u
   join doorkey.provisioning as w on w.user_id = u.id

@@ -54,12 +54,8 @@ begin
     select p.user_id, w.is_present
       from looked_at as l
       join doorkey.provisioning as p on p.user_id = l.user_id and p.state in ('ready', 'waiting')
-      left join public.openrouter_user_keys as k on k.key_hash = p.key_hash
      cross join lateral doorkey.desired_key(p.user_id) as w
-     where not w.is_present
-        or (p.state = 'ready' and (
-              w.is_enabled <> (k.status = 'active')
-              or k.limit_micros is distinct from (doorkey.key_limit(p.user_id, p.key_hash)).limit_micros))
+     where case p.state when 'ready' then (doorkey.next_key_action(p.user_id)).is_needed else not w.is_present end
   )
   select count(doorkey.look_again(w.user_id, not w.is_present))::integer into healed from wrong as w;
 

@@ -72,7 +72,7 @@ async def test_me_is_my_profile_my_credits_and_my_key(stack: Stack, api: httpx.A
 
 async def test_my_keys_secret_buys_a_chat(stack: Stack, api: httpx.AsyncClient, person: Person) -> None:
     mine = (await api.get("/v1/me/key", headers=person.headers)).json()
-    assert set(mine) == {"status", "key", "secret"}
+    assert set(mine) == {"status", "key", "secret", "is_rotating", "previous_key"}
     remember("a user's OpenRouter key", mine["secret"])
     body = {"model": "openai/gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
     headers = {"Authorization": f"Bearer {mine['secret']}"}
@@ -252,7 +252,16 @@ async def test_while_the_key_is_not_there_yet_the_caller_is_told_when_to_ask_aga
 ) -> None:
     waiting = await insert_person(stack, confirmed=False)
     key = await api.get("/v1/me/key", headers=waiting.headers)
-    assert (key.status_code, key.json()) == (202, {"status": "pending", "key": None, "secret": None})
+    assert (key.status_code, key.json()) == (
+        202,
+        {
+            "status": "pending",
+            "key": None,
+            "secret": None,
+            "is_rotating": False,
+            "previous_key": None,
+        },
+    )
     assert int(key.headers["retry-after"]) > 0
     me = (await api.get("/v1/me", headers=waiting.headers)).json()
     assert (me["status"], me["balance"], me["key"]) == ("pending", None, None)

@@ -81,17 +81,17 @@ class Call:
     """
 
     arguments: tuple[object, ...]
-    answer: Literal["account", "health", "nothing", "lease_lost", "page_out_of_range", "null"]
+    answer: Literal["account", "health", "nothing", "lease_lost", "page_out_of_range", "no_key", "null"]
 
 
 # The function's own words, and the HTTP status that each asks for.
-REFUSALS = {"lease_lost": 409, "page_out_of_range": 422}
+REFUSALS = {"lease_lost": 409, "no_key": 404, "page_out_of_range": 422}
 
 _CALLS = {
     "my_account": Call((), "account"),
     "claim_provisioning": Call((NOBODY, 60, "door"), "nothing"),
     "finish_provisioning": Call((NOBODY, 1, "0" * 64, "door", None, 1, "v1.k1.AAAA", "door"), "lease_lost"),
-    "finish_key_update": Call((NOBODY, 1, "0" * 64, 1, True, "door"), "lease_lost"),
+    "finish_key_update": Call((NOBODY, 1, "0" * 64, 1, True, 0, "door"), "lease_lost"),
     "finish_key_deletion": Call((NOBODY, 1, "0" * 64, "door"), "lease_lost"),
     "hold_provisioning": Call((NOBODY, 1, "door", "door"), "lease_lost"),
     "redrive_provisioning": Call((NOBODY, "door", 0, "door"), "page_out_of_range"),
@@ -99,6 +99,7 @@ _CALLS = {
     "list_due_provisioning": Call((0,), "page_out_of_range"),
     "classify_keys": Call(([], [], []), "nothing"),
     "recheck_key": Call((NOBODY, "door"), "null"),
+    "request_key_rotation": Call((NOBODY, 0, "door"), "no_key"),
     "defer_provisioning": Call((NOBODY, 1, "door", 0, False, "door"), "lease_lost"),
     "reveal_key": Call((NOBODY, "door"), "nothing"),
     "health": Call((), "health"),

@@ -121,7 +121,7 @@ async def test_keys_that_are_deleted_are_not_known(database: Database, doors: Do
 
         async def known() -> list[str]:
             found = await connection.execute(
-                "select kind from public.classify_keys(%s, %s, %s)",
+                "select kind from public.classify_keys(%s, %s, %s) order by key_hash desc",
                 ([key["key_hash"], "0" * 64], [user_id, user_id], [1, 2]),
             )
             return [row["kind"] for row in await found.fetchall()]

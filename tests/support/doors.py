@@ -79,16 +79,30 @@ class Doors:
             SEALED,
         )
 
-    async def finish_key_update(self, claim: Row, key: str | None = None) -> str:
-        """Records the limit of the claim's key, or of another one."""
+    async def finish_key_update(self, claim: Row, key: str | None = None, usage_micros: int = 0) -> str:
+        """Records the limit of the claim's key, or of another one, and what it has spent."""
         return await self._word(
-            "select public.finish_key_update(%s, %s, %s, %s, %s, 'r') as word",
+            "select public.finish_key_update(%s, %s, %s, %s, %s, %s, 'r') as word",
             claim["user_id"],
             claim["attempt"],
             key or claim["key_hash"],
             claim["limit_micros"],
             claim.get("is_enabled", True),
+            usage_micros,
         )
+
+    async def finish_key_deletion(self, claim: Row, key: str | None = None) -> str:
+        """Records that the claim's key, or another one, is no more."""
+        return await self._word(
+            "select public.finish_key_deletion(%s, %s, %s, 'r') as word",
+            claim["user_id"],
+            claim["attempt"],
+            key or claim["key_hash"],
+        )
+
+    async def rotate(self, user_id: uuid.UUID, grace_seconds: int | None = 3600) -> str:
+        """The user asks for another key; the state of the row."""
+        return await self._word("select public.request_key_rotation(%s, %s, 'r') as word", user_id, grace_seconds)
 
     async def defer(self, claim: Row, delay_seconds: int | None = 0, *, gives_up: bool = False) -> str:
         """Ends the attempt as failed."""

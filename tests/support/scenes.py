@@ -18,7 +18,6 @@ import pytest
 from psycopg.rows import dict_row
 
 from functions.clients.outside import build_clients
-from functions.kit.sealing import Sealer
 from functions.kit.settings import Settings
 from functions.provisioning.steps import Outcome, Provisioner
 from infra.local.stack import PROJECT, Stack
@@ -129,13 +128,7 @@ class Scene:
         settings = Settings.from_environment(self.stack.functions_environment)
         clients = build_clients(settings, transport=transport)
         async with clients.http:
-            yield Provisioner(
-                database=clients.supabase,
-                openrouter=clients.openrouter,
-                sealer=Sealer(settings.sealing_keys),
-                project=settings.doorkey_project,
-                lease_seconds=settings.doorkey_lease_seconds,
-            )
+            yield Provisioner.build(settings, clients)
 
     async def provision(self, transport: Between | None = None) -> Outcome:
         async with self.provisioner(transport or Between()) as provisioner:
