@@ -157,7 +157,7 @@ class OpenRouter:
         answer = await self._send("PATCH", f"/keys/{key_hash}", body, expected=200)
         try:
             taken = (_micros(answer["data"]["limit"]), answer["data"]["disabled"])
-            usage_micros = math.ceil(Decimal(repr(answer["data"]["usage"])) * MICROS_PER_DOLLAR)
+            usage_micros = max(0, math.ceil(Decimal(repr(answer["data"]["usage"])) * MICROS_PER_DOLLAR))
         except (KeyError, TypeError, ValueError, ArithmeticError):
             raise OpenRouterAnswerLost("PATCH keys: 200, but without the key") from None
         if taken != (limit_micros, not is_enabled):

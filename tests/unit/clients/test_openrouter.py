@@ -175,18 +175,34 @@ async def test_a_workspace_goes_along_when_it_is_set() -> None:
 
 @given(micros=st.integers(0, 4_000_000_000_000_000))
 async def test_no_micro_dollar_of_a_limit_is_lost_in_json(micros: int) -> None:
-    server = Server(httpx.Response(200, json={"data": {"limit": micros / 1_000_000, "disabled": False}}))
+    server = Server(httpx.Response(200, json={"data": {"limit": micros / 1_000_000, "disabled": False, "usage": 0}}))
     await server.client().update_key(HASH, limit_micros=micros, is_enabled=True)
     assert round(json.loads(server.requests[0].content)["limit"] * 1_000_000) == micros
 
 
 @pytest.mark.parametrize(
     "data",
-    [{"limit": None, "disabled": False}, {"limit": 5.0, "disabled": False}, {"limit": 4.0, "disabled": True}, {}, None],
+    [
+        {"limit": None, "disabled": False, "usage": 0},
+        {"limit": 5.0, "disabled": False, "usage": 0},
+        {"limit": 4.0, "disabled": True, "usage": 0},
+        {"limit": 4.0, "disabled": False},
+        {"limit": 4.0, "disabled": False, "usage": "much"},
+        {},
+        None,
+    ],
 )
 async def test_another_limit_or_switch_than_asked_for_is_never_taken_for_done(data: Any) -> None:
     error = await error_of_update(httpx.Response(200, json={"data": data}))
     assert type(error) in (LimitNotTaken, OpenRouterAnswerLost)
+
+
+@pytest.mark.parametrize(
+    ("usage", "micros"), [(0, 0), (0.0000001, 1), (1.25, 1_250_000), (0.1 + 0.2, 300_001), (-1, 0)]
+)
+async def test_what_a_key_has_spent_is_rounded_up(usage: float, micros: int) -> None:
+    server = Server(httpx.Response(200, json={"data": {"limit": 4.0, "disabled": False, "usage": usage}}))
+    assert await server.client().update_key(HASH, limit_micros=4_000_000, is_enabled=True) == micros
 
 
 async def error_of_update(answer: httpx.Response) -> OpenRouterError:
