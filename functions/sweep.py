@@ -22,6 +22,7 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
     limits = SweepSettings(
         budget_seconds=settings.doorkey_sweep_budget_seconds,
         stray_age_seconds=settings.doorkey_stray_age_seconds,
+        deletes_strays=settings.doorkey_strays == "delete",
     )
 
     async def handle(_: Event) -> dict[str, Any]:

@@ -22,6 +22,8 @@ Json = Any
 
 REFUSAL_PREFIX = "PT"
 INSUFFICIENT_PRIVILEGE = "42501"
+# Deadlock, serialization failure, lock not available, statement cancelled: rolled back, and worth another try.
+BUSY_CODES = ("40P01", "40001", "55P03", "57014")
 BAD_TOKEN_CODES = ("PGRST300", "PGRST301", "PGRST302", "PGRST303")
 CALLER_ADDRESS_HEADER = "Sb-Forwarded-For"
 
@@ -45,6 +47,13 @@ class SupabaseAnswerLost(SupabaseError):
 
     code = "supabase_answer_lost"
     status = 504
+
+
+class DatabaseBusy(SupabaseError):
+    """The database is too busy at the moment. Nothing happened; try again shortly."""
+
+    code = "database_busy"
+    status = 503
 
 
 class ServiceKeyRejected(SupabaseError):
@@ -243,6 +252,8 @@ def _named(response: httpx.Response, rpc: Rpc) -> SupabaseError | RlsDenied | Us
         return DatabaseRefused(message, status, str(body.get("hint") or ""))
     if code == INSUFFICIENT_PRIVILEGE:
         return RlsDenied(where)
+    if code in BUSY_CODES:
+        return DatabaseBusy(where)
     if status == 401 and code is None:
         # The gateway speaks without a code, and only about API keys.
         return ServiceKeyRejected(where) if rpc.role == "service_role" else PublishableKeyRejected(where)

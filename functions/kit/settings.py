@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -142,6 +142,10 @@ class Settings(BaseModel):
         default=900,
         ge=60,
         description="How old a key must be before it may count as a stray; longer than DOORKEY_LEASE_SECONDS.",
+    )
+    doorkey_strays: Literal["delete", "report"] = Field(
+        default="delete",
+        description="Whether the sweep deletes strays, or only counts them; `doorkey strays` shows them.",
     )
     doorkey_outside_timeout_seconds: float = Field(
         default=10.0,

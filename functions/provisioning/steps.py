@@ -19,6 +19,7 @@ from uuid import UUID
 from functions.clients.openrouter import CreatedKey, KeyNotFound, LimitNotTaken, OpenRouter, OpenRouterError
 from functions.clients.outside import Clients
 from functions.clients.supabase import (
+    DatabaseBusy,
     DatabaseRefused,
     Supabase,
     SupabaseAnswerLost,
@@ -204,12 +205,12 @@ class Provisioner:
         return await self._finish(lambda: store.finish_key_deletion(self.database, claim, request_id=request_id), line)
 
     async def _finish(self, ask: Callable[[], Awaitable[ProvisioningState]], line: WorkLine) -> ProvisioningState:
-        """Asks the database to record what was done, again if the answer is lost: every one of these is repeatable."""
+        """Asks the database to record what was done, again if there is no answer: every one of these is repeatable."""
         with line.step("finish"):
             for tries_left in reversed(range(FINISH_TRIES)):
                 try:
                     return await ask()
-                except (SupabaseAnswerLost, SupabaseUnreachable):
+                except (SupabaseAnswerLost, SupabaseUnreachable, DatabaseBusy):
                     if not tries_left:
                         raise
         raise AssertionError("unreachable")

@@ -28,14 +28,14 @@ class StrayReport:
     """What a collection found and did.
 
     Attributes:
-        stray_keys: keys by our name, old enough, of an attempt of ours, that the database doesn't know.
+        strays: keys by our name, old enough, of an attempt of ours, that the database doesn't know; newest first.
         foreign_keys: keys by our name, old enough, that are neither known nor ours: does another installation use it?
         deleted: how many of them were deleted.
         oldest_stray_seconds: age of the oldest; 0 without any.
         is_complete: whether everything within the horizon was looked at.
     """
 
-    stray_keys: int
+    strays: tuple[ListedKey, ...]
     foreign_keys: int
     deleted: int
     oldest_stray_seconds: int
@@ -89,4 +89,4 @@ async def collect_strays(
         for key_hash in list(strays)[:MAX_DELETED]:
             await openrouter.delete_key(key_hash)
             deleted += 1
-    return StrayReport(len(strays), len(foreign), deleted, int(oldest.total_seconds()), is_complete)
+    return StrayReport(tuple(strays.values()), len(foreign), deleted, int(oldest.total_seconds()), is_complete)

@@ -34,10 +34,12 @@ class SweepSettings:
     Attributes:
         budget_seconds: no new work is begun after this; less than the function's time-out by more than one attempt.
         stray_age_seconds: how old a key must be before it counts as a stray; longer than any lease.
+        deletes_strays: whether strays are deleted, or only counted.
     """
 
     budget_seconds: float
     stray_age_seconds: int
+    deletes_strays: bool = True
 
 
 async def sweep(provisioner: Provisioner, settings: SweepSettings, *, request_id: str, clock: Clock) -> WorkLine:
@@ -119,13 +121,14 @@ async def _collect(provisioner: Provisioner, settings: SweepSettings, line: Work
             project=provisioner.project,
             now=datetime.fromtimestamp(clock(), UTC),
             min_age=timedelta(seconds=settings.stray_age_seconds),
+            is_dry_run=not settings.deletes_strays,
         )
     except DoorkeyError as error:
         # Strays can wait; what is due was done.
         line.add(strays_error=error.code)
         return
     line.add(
-        stray_keys=report.stray_keys,
+        stray_keys=len(report.strays),
         foreign_keys=report.foreign_keys,
         strays_deleted=report.deleted,
         oldest_stray_seconds=report.oldest_stray_seconds,

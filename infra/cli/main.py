@@ -23,6 +23,7 @@ from functions.kit.settings import SettingsInvalid
 from infra.cli import demo as demo_command
 from infra.cli import dev as dev_command
 from infra.cli import redrive as redrive_command
+from infra.cli import strays as strays_command
 from infra.local.stack import StackOptions
 from infra.local.supervisor import PartFailed
 
@@ -102,6 +103,18 @@ def redrive(
         errors.print("Say whom: --user ID, --error CODE or --all.", style="bold red")
         raise typer.Exit(2)
     _run(redrive_command.run(console, user, error), interrupted_code=130)
+
+
+@app.command(epilog="Example: [bold]doorkey strays --delete[/bold]")
+def strays(
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; without it they are only shown.")] = False,
+) -> None:
+    """Shows the keys at OpenRouter that were made for users here and that nobody holds.
+
+    The sweep deletes such keys by itself, unless DOORKEY_STRAYS is `report`. Needs the functions' environment
+    (docs/settings.md).
+    """
+    _run(strays_command.run(console, deletes=delete), interrupted_code=130)
 
 
 def _options(log_folder: Path | None, latency_ms: int) -> StackOptions:

@@ -111,6 +111,14 @@ async def test_a_finish_whose_answer_is_lost_is_asked_for_again(scene: Scene) ->
     await scene.assert_one_key(attempt=1)
 
 
+@pytest.mark.parametrize("code", ["40P01", "40001", "55P03", "57014"])
+async def test_a_finish_that_the_database_rolled_back_is_asked_for_again(scene: Scene, code: str) -> None:
+    transport = Between(before=instead("finish_provisioning", 500, f'{{"code": "{code}", "message": "x"}}', times=2))
+    assert await scene.provision(transport) is Outcome.READY
+    assert transport.calls == ["claim_provisioning", "POST /keys", *["finish_provisioning"] * 3]
+    await scene.assert_one_key(attempt=1)
+
+
 async def test_a_finish_asked_for_again_while_the_first_is_running_does_not_cost_the_key(scene: Scene) -> None:
     running: list[asyncio.Task[Answer]] = []
     async with await psycopg.AsyncConnection.connect(scene.stack.superuser_url) as other:

@@ -169,12 +169,14 @@ def lose(call: str, times: int = 1) -> After:
     return after
 
 
-def instead(call: str, status: int, content: str = "", **headers: str) -> Before:
+def instead(call: str, status: int, content: str = "", times: int = 1_000, **headers: str) -> Before:
     """Answers this call without passing it on."""
+    left = [times]
 
     async def before(request: httpx.Request) -> Answer | None:
-        if named(request) != call:
+        if named(request) != call or not left[0]:
             return None
+        left[0] -= 1
         return Answer(status, headers={n.replace("_", "-"): v for n, v in headers.items()}, content=content)
 
     return before

@@ -13,6 +13,7 @@ import pytest
 
 from functions.clients.outside import build_clients
 from functions.clients.supabase import (
+    DatabaseBusy,
     DatabaseRefused,
     PublishableKeyRejected,
     Rpc,
@@ -123,7 +124,10 @@ async def test_a_missing_grant_is_never_counted_as_a_rejected_key(status: int, r
         (postgrest(406, "PGRST116"), SupabaseError),
         (postgrest(409, "23505", "somebody"), SupabaseError),
         (postgrest(409, "23503"), SupabaseError),
-        (postgrest(500, "57014", "canceling statement due to statement timeout"), SupabaseError),
+        (postgrest(500, "57014", "canceling statement due to statement timeout"), DatabaseBusy),
+        (postgrest(500, "40P01", "deadlock detected"), DatabaseBusy),
+        (postgrest(500, "55P03"), DatabaseBusy),
+        (postgrest(500, "40001"), DatabaseBusy),
         (postgrest(500, "XX000"), SupabaseError),
         (httpx.Response(500, text="<html>"), SupabaseError),
         (httpx.Response(302, headers={"location": "https://elsewhere.example"}), SupabaseError),
