@@ -232,10 +232,10 @@ async def test_a_wish_that_changes_during_the_work_reaches_the_key(scene: Scene,
 @pytest.mark.parametrize(
     ("status", "content", "headers", "error", "is_at_least_seconds"),
     [
-        (429, '{"error": {"code": 429}}', {"retry_after": "1234"}, "openrouter_limited", 1234),
+        (429, '{"error": {"code": 429}}', {"retry-after": "1234"}, "openrouter_limited", 1234),
         (429, "<html>slow down</html>", {}, "openrouter_limited", 0),
         (403, '{"error": {"code": 403}}', {}, "openrouter_refused", 0),
-        (502, "<html>bad gateway</html>", {"retry_after": "77"}, "openrouter_answer_lost", 77),
+        (502, "<html>bad gateway</html>", {"retry-after": "77"}, "openrouter_answer_lost", 77),
         (200, "<html>hello</html>", {}, "openrouter_answer_lost", 0),
         (201, "<html>hello</html>", {}, "openrouter_answer_lost", 0),
         (201, '{"data": {}}', {}, "openrouter_answer_lost", 0),
@@ -246,7 +246,7 @@ async def test_a_wish_that_changes_during_the_work_reaches_the_key(scene: Scene,
 async def test_what_openrouter_says_instead_of_a_key_is_recorded_and_tried_again_in_time(
     scene: Scene, status: int, content: str, headers: dict[str, str], error: str, is_at_least_seconds: int
 ) -> None:
-    transport = Between(before=instead("POST /keys", status, content, **headers))
+    transport = Between(before=instead("POST /keys", status, content, headers))
     assert await scene.provision(transport) is Outcome.DEFERRED
     assert transport.calls == ["claim_provisioning", "POST /keys", "defer_provisioning"]
     row = await scene.row()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -169,7 +169,9 @@ def lose(call: str, times: int = 1) -> After:
     return after
 
 
-def instead(call: str, status: int, content: str = "", times: int = 1_000, **headers: str) -> Before:
+def instead(
+    call: str, status: int, content: str = "", headers: Mapping[str, str] | None = None, *, times: int = 1_000
+) -> Before:
     """Answers this call without passing it on."""
     left = [times]
 
@@ -177,7 +179,7 @@ def instead(call: str, status: int, content: str = "", times: int = 1_000, **hea
         if named(request) != call or not left[0]:
             return None
         left[0] -= 1
-        return Answer(status, headers={n.replace("_", "-"): v for n, v in headers.items()}, content=content)
+        return Answer(status, headers=headers, content=content)
 
     return before
 
