@@ -3,18 +3,24 @@
 Three defaults cost days. A listener whose protocol is not named keeps Nagle's algorithm on, and every answer takes
 40 ms. Uvicorn closes idle connections after five seconds, just as a client takes them up again. And it believes
 whoever calls from this machine about their address.
+
+And one thing that ASGI has no message for: an application can close its connection without an answer, by the function
+under `HANG_UP` among the scope's extensions. That is how a stand-in loses an answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 BACKLOG = 1_024
 KEEP_ALIVE_SECONDS = 75
 SHUTDOWN_SECONDS = 5
+HANG_UP = "doorkey.hang_up"
 
 
 class CannotListen(Exception):
@@ -44,10 +50,26 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class HangUpProtocol(H11Protocol):
+    """HTTP/1.1 whose applications can hang up; there is one of these for each connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Gives the application the means."""
+        super().connection_made(transport)
+        inner = self.app
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            scope.setdefault("extensions", {})[HANG_UP] = transport.abort
+            await inner(scope, receive, send)
+
+        self.app = app
+
+
 def serve(app: ASGIApp, listener: socket.socket) -> None:
     """Serves until the process is told to stop."""
     options = uvicorn.Config(
         app,
+        http=HangUpProtocol,
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -1,13 +1,13 @@
-"""Puts the edge together: routes, refusals, log lines, and one seam for faults.
+"""Puts the edge together: routes, refusals, log lines, and faults on order.
 
-The surprising thing: `create_app(..., faults=...)` is where latency and lost answers go. What
-stands there sees a request before anything is decided and an answer after everything is done, and
-never sees the control paths, so a test can always undo what it asked for.
+The surprising thing: faults stand around everything public. They see a request before anything is
+decided and an answer after everything is done, and never the control paths, so what was asked for
+can always be undone.
 """
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import psycopg
@@ -22,14 +22,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from infra.local.edge.admin import AdminApi
 from infra.local.edge.auth_api import AuthApi
 from infra.local.edge.config import EdgeConfig
-from infra.local.edge.control import Control
+from infra.local.edge.control import PREFIX, Control
 from infra.local.edge.data_api import DataApi
 from infra.local.edge.database import AuthDatabase
 from infra.local.edge.keys import KeyRefused, KeyRing
 from infra.local.edge.proxy import InvalidPath, Proxy
-from infra.local.edge.refusals import AuthRefused
+from infra.local.edge.refusals import AuthRefused, gateway_refusal
 from infra.local.edge.sessions import Sessions
 from infra.local.edge.tokens import TokenTranslator
+from infra.local.faults import FaultMiddleware, FaultPlan, Faults, Manner
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -40,7 +41,7 @@ PREFLIGHT_MAX_AGE_SECONDS = 86_400
 log = logging.getLogger("doorkey.edge")
 
 
-def create_app(config: EdgeConfig, *, faults: Sequence[Middleware] = ()) -> Starlette:
+def create_app(config: EdgeConfig) -> Starlette:
     """The edge as an ASGI application.
 
     Raises ValueError or TypeError if the signing key is unfit.
@@ -58,6 +59,7 @@ def create_app(config: EdgeConfig, *, faults: Sequence[Middleware] = ()) -> Star
     sessions = Sessions(database, tokens, jwt_expiry_seconds=config.jwt_expiry_seconds)
     auth = AuthApi(config, ring, tokens, proxy, sessions)
     data = DataApi(config, ring, tokens, proxy)
+    faults = Faults(FaultPlan)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -75,7 +77,11 @@ def create_app(config: EdgeConfig, *, faults: Sequence[Middleware] = ()) -> Star
     )
     public = Starlette(
         routes=_public_routes(auth, AdminApi(database), data),
-        middleware=[Middleware(RequestLog), *faults, cors],
+        middleware=[
+            Middleware(RequestLog),
+            Middleware(FaultMiddleware, faults=faults, manner=Manner(gateway_refusal)),
+            cors,
+        ],
         exception_handlers={
             KeyRefused: _key_refused,
             AuthRefused: _auth_refused,
@@ -83,7 +89,7 @@ def create_app(config: EdgeConfig, *, faults: Sequence[Middleware] = ()) -> Star
             psycopg.Error: _database_failed,
         },
     )
-    control = Mount("/edge", routes=Control(ring).routes())
+    control = Mount(PREFIX, routes=Control(ring, faults).routes())
     return Starlette(routes=[control, Mount("/", app=public)], lifespan=lifespan)
 
 
@@ -151,7 +157,7 @@ class RequestLog:
             return
         scope.setdefault("state", {})
         started = time.monotonic()
-        status = 500
+        status = 0  # stays 0 when the answer was lost on purpose
 
         async def watch(message: Message) -> None:
             nonlocal status
@@ -161,6 +167,9 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, watch)
+        except Exception:
+            status = 500
+            raise
         finally:
             log.info(
                 "request.answered method=%s path=%s status=%d milliseconds=%d role=%s",

@@ -1,4 +1,4 @@
-"""The switches that hosted has in its dashboard: keys added, revoked, switched off, at run time.
+"""The switches that hosted has in its dashboard: keys added, revoked, switched off, at run time. And faults.
 
 The surprising thing: there is no password here, so a page in somebody's browser must not reach
 it. The header below forces a preflight that is never granted, and only loopback names are served.
@@ -10,16 +10,18 @@ from starlette.routing import Route
 
 from infra.local.edge.admin import read_object
 from infra.local.edge.keys import KeyRing
+from infra.local.faults import EDGE, FaultPlan, Faults, control_routes, is_control_allowed
 
-CONTROL_HEADER = "X-Edge-Control"
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+CONTROL_HEADER = EDGE.header
+PREFIX = "/edge"
 
 
 class Control:
     """`/edge/...`: for the supervisor and for tests."""
 
-    def __init__(self, ring: KeyRing) -> None:
+    def __init__(self, ring: KeyRing, faults: Faults[FaultPlan]) -> None:
         self._ring = ring
+        self._faults = faults
 
     def routes(self) -> list[Route]:
         """Paths below /edge."""
@@ -27,6 +29,7 @@ class Control:
             Route("/health", self.health),
             Route("/secret-keys", self.change_secret_keys, methods=["POST", "DELETE"]),
             Route("/legacy-keys", self.switch_legacy_keys, methods=["PUT"]),
+            *control_routes(EDGE.path.removeprefix(PREFIX), EDGE.header, self._faults),
         ]
 
     async def health(self, _request: Request) -> Response:
@@ -35,7 +38,7 @@ class Control:
 
     async def change_secret_keys(self, request: Request) -> Response:
         """POST {"key"} makes it valid, DELETE {"key"} makes it unregistered; 204."""
-        if not _is_allowed(request):
+        if not is_control_allowed(request, CONTROL_HEADER):
             return _forbidden()
         key = (await read_object(request)).get("key")
         try:
@@ -51,17 +54,13 @@ class Control:
 
     async def switch_legacy_keys(self, request: Request) -> Response:
         """PUT {"enabled": bool} switches anon and service_role as a pair; 204."""
-        if not _is_allowed(request):
+        if not is_control_allowed(request, CONTROL_HEADER):
             return _forbidden()
         enabled = (await read_object(request)).get("enabled")
         if not isinstance(enabled, bool):
             return JSONResponse({"error": "enabled must be true or false"}, 422)
         self._ring.switch_legacy(enabled=enabled)
         return Response(status_code=204)
-
-
-def _is_allowed(request: Request) -> bool:
-    return CONTROL_HEADER in request.headers and request.url.hostname in LOOPBACK_NAMES
 
 
 def _forbidden() -> Response:

@@ -5,6 +5,7 @@ The HTTP status and `error.code` are always the same number (openrouter/facts.md
 
 import json
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -13,6 +14,20 @@ from starlette.responses import JSONResponse, Response
 
 ACCOUNT_USER_ID = "user_simulator"
 UNAUTHORIZED = 401
+
+# What it says by itself (openrouter/facts.md 1.8, 2.3); the phrase of the status where nothing is known.
+_MESSAGES = {
+    400: "Invalid request parameters",
+    401: "User not found.",
+    402: "Insufficient credits. Add more using https://openrouter.ai/credits",
+    403: "Only management keys can perform this operation",
+    404: "Resource not found",
+    409: "Resource conflict. Please try again later.",
+    429: "Rate limit exceeded",
+}
+_METADATA: dict[int, dict[str, Any]] = {
+    402: {"limit_source": "openrouter_credits", "remedy_hint": "Add credits."},
+}
 
 
 class Refusal(Exception):
@@ -62,6 +77,13 @@ def error_body(status: int, message: str, metadata: Mapping[str, Any] | None = N
     if metadata is not None:
         error["metadata"] = dict(metadata)
     return {"error": error} if status == UNAUTHORIZED else {"error": error, "user_id": ACCOUNT_USER_ID}
+
+
+def refusal_body(status: int) -> dict[str, Any]:
+    """What it says to everybody with this status, whatever was asked."""
+    known = status in HTTPStatus.__members__.values()
+    phrase = HTTPStatus(status).phrase if known else "Unknown error"
+    return error_body(status, _MESSAGES.get(status, phrase), _METADATA.get(status))
 
 
 async def answer_refusal(_request: Request, refusal: Exception) -> Response:

@@ -18,14 +18,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra.local.faults import (
+    OPENROUTER,
+    FaultMiddleware,
+    Faults,
+    Manner,
+    SimulatorFaultPlan,
+    control_routes,
+)
 from infra.local.openrouter.access import Gate
 from infra.local.openrouter.answers import (
     Refusal,
     answer_fault,
     answer_refusal,
     answer_routing_error,
+    refusal_body,
 )
-from infra.local.openrouter.chat import ChatApi
+from infra.local.openrouter.chat import ChatApi, broken_stream
 from infra.local.openrouter.config import Config
 from infra.local.openrouter.keys import KeyStore
 from infra.local.openrouter.latency import Latency, LatencyMiddleware
@@ -39,21 +48,21 @@ BASE_PATH = "/api/v1"
 logger = logging.getLogger(__name__)
 
 
-def create_app(config: Config, faults: Sequence[Middleware] = ()) -> Starlette:
+def create_app(config: Config) -> Starlette:
     """One simulator. Raises state.StateError when its file cannot be used.
 
-    `faults` is the place for injected faults: ASGI middleware around the API alone, inside the
-    latency and outside everything that commits. What stands there can answer instead of the API,
-    or let it do its work and then lose, change or cut off the answer.
+    Faults stand around the API alone, inside the latency and outside everything that commits. They
+    can answer instead of the API, or let it do its work and then lose, change or cut off the answer.
     """
     connection = open_state(config.state_file)
     keys = KeyStore(connection, config.clock)
     usage = UsageStore(connection, config.clock)
     gate = Gate(config.management_key, keys, config.clock)
     latency = Latency(config.latency_ms)
+    faults = Faults(SimulatorFaultPlan)
     api = _answering_app(
         [
-            *ManagementApi(gate, keys, usage, config.clock).routes(),
+            *ManagementApi(gate, keys, usage, config.clock, faults).routes(),
             *ChatApi(gate, usage, config.clock, config.credits_usd).routes(),
             *ReportsApi(gate, usage, config.clock, config.credits_usd, BASE_PATH).routes(),
         ]
@@ -72,10 +81,14 @@ def create_app(config: Config, faults: Sequence[Middleware] = ()) -> Starlette:
             Mount(
                 BASE_PATH,
                 app=api,
-                middleware=[Middleware(LatencyMiddleware, latency=latency), *faults],
+                middleware=[
+                    Middleware(LatencyMiddleware, latency=latency),
+                    Middleware(FaultMiddleware, faults=faults, manner=Manner(refusal_body, broken_stream)),
+                ],
             ),
             Route("/simulator/health", health),
             Route("/simulator/latency", latency.answer, methods=["GET", "PUT"]),
+            *control_routes(OPENROUTER.path, OPENROUTER.header, faults),
         ],
         middleware=[Middleware(RequestLog)],
         lifespan=lifespan,

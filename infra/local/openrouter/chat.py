@@ -115,6 +115,21 @@ class Completion:
         }
 
 
+def broken_stream(last_event: bytes) -> bytes:
+    """The event by which a stream ends when its provider breaks; the status has long been 200.
+
+    Nothing follows: whether usage and `[DONE]` would is not documented (openrouter/facts.md 2.2).
+    """
+    chunk = json.loads(last_event.removeprefix(b"data: "))
+    chunk["error"] = {
+        "code": 502,
+        "message": "Provider disconnected",
+        "metadata": {"error_type": "provider_unavailable"},
+    }
+    chunk["choices"] = [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}]
+    return f"data: {json.dumps(chunk)}\n\n".encode()
+
+
 class ChatApi:
     """The inference route."""
 

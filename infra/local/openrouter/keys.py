@@ -46,6 +46,7 @@ _PAGE = _SELECT.format(
     where workspace_id = :workspace_id
         and (:include_disabled or not disabled)
         and (:include_expired or expires_at is null or expires_at > :now)
+        and (:made_until is null or created_at <= :made_until)
     order by position desc limit :page_size offset :offset
     """
 )
@@ -73,12 +74,16 @@ class NewKey:
 
 @dataclass(frozen=True)
 class KeyFilter:
-    """Which keys a list shows; the defaults are those of GET /keys."""
+    """Which keys a list shows; the defaults are those of GET /keys.
+
+    `made_until` hides the keys made after it, as a copy that lags behind does.
+    """
 
     workspace_id: str
     include_disabled: bool = False
     include_expired: bool = False
     offset: int = 0
+    made_until: datetime | None = None
 
 
 class Key:
@@ -93,6 +98,11 @@ class Key:
         self.limit_reset: str | None = row["limit_reset"]
         self.include_byok_in_limit = bool(row["include_byok_in_limit"])
         self.expires_at: str | None = row["expires_at"]
+        self._created_at: str = row["created_at"]
+
+    def is_made_until(self, moment: datetime) -> bool:
+        """Whether it was there at that moment."""
+        return self._created_at <= iso_micros(moment)
 
     def is_expired(self, now: datetime) -> bool:
         """Whether its end has come."""
@@ -192,6 +202,7 @@ class KeyStore:
             "include_disabled": chosen.include_disabled,
             "include_expired": chosen.include_expired,
             "now": iso_millis(self._clock()),
+            "made_until": iso_micros(chosen.made_until) if chosen.made_until else None,
             "page_size": PAGE_SIZE,
             "offset": chosen.offset,
         }
@@ -214,6 +225,11 @@ class KeyStore:
         with self._connection:
             cursor = self._connection.execute("delete from keys where hash = ?", (key_hash,))
         return cursor.rowcount == 1
+
+    def has_made_since(self, moment: datetime) -> bool:
+        """Whether any key that exists was made after that moment."""
+        newest = self._connection.execute("select max(created_at) from keys").fetchone()[0]
+        return newest is not None and newest > iso_micros(moment)
 
     def count(self) -> int:
         """How many keys there are, hidden ones included."""

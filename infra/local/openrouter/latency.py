@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from infra.local.openrouter.answers import invalid, read_object
+from infra.local.faults import OPENROUTER, is_control_allowed
+from infra.local.openrouter.answers import Refusal, invalid, read_object
 from infra.local.openrouter.config import MAX_LATENCY_MS
 
 
@@ -20,8 +21,10 @@ class Latency:
         self.milliseconds = milliseconds
 
     async def answer(self, request: Request) -> Response:
-        """GET and PUT /simulator/latency: `{"milliseconds": 300}`."""
+        """GET and PUT /simulator/latency: `{"milliseconds": 300}`; PUT as for faults."""
         if request.method == "PUT":
+            if not is_control_allowed(request, OPENROUTER.header):
+                raise Refusal(403, f"send {OPENROUTER.header} to a loopback address")
             milliseconds = read_object(await request.body()).get("milliseconds")
             if type(milliseconds) is not int or not 0 <= milliseconds <= MAX_LATENCY_MS:
                 raise invalid(f"milliseconds must be a whole number from 0 to {MAX_LATENCY_MS}")

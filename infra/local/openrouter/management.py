@@ -4,14 +4,17 @@ A secret leaves this process once, in the answer that creates it (openrouter/fac
 """
 
 import sqlite3
+import uuid
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from infra.local.faults import Faults, SimulatorFaultPlan
 from infra.local.openrouter.access import Gate
 from infra.local.openrouter.answers import ACCOUNT_USER_ID, invalid, not_found, read_object
 from infra.local.openrouter.bodies import (
@@ -21,20 +24,30 @@ from infra.local.openrouter.bodies import (
     read_new_key,
 )
 from infra.local.openrouter.catalogue import MODELS
-from infra.local.openrouter.keys import Key, KeyStore
+from infra.local.openrouter.keys import PAGE_SIZE, Key, KeyStore, NewKey
 from infra.local.openrouter.money import usd
 from infra.local.openrouter.usage import UsageStore
 from infra.local.openrouter.windows import resets_at
 
 FREE_REQUESTS_PER_DAY = 1_000
+HIDE_NEW_KEYS = "hide_new_keys_seconds"
+KEYS_BETWEEN_PAGES = "keys_between_pages"
 FREE_MODELS = frozenset(model.id for model in MODELS if model.is_free)
 
 
 class ManagementApi:
     """The routes of the keys API."""
 
-    def __init__(self, gate: Gate, keys: KeyStore, usage: UsageStore, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        keys: KeyStore,
+        usage: UsageStore,
+        clock: Callable[[], datetime],
+        faults: Faults[SimulatorFaultPlan],
+    ) -> None:
         self._gate = gate
+        self._faults = faults
         self._keys = keys
         self._usage = usage
         self._clock = clock
@@ -68,19 +81,26 @@ class ManagementApi:
     async def list_page(self, request: Request) -> Response:
         """GET /keys: one page, newest first."""
         self._gate.require_management(request)
-        page = self._keys.page(read_key_filter(request.query_params))
+        chosen = read_key_filter(request.query_params)
+        seen_until = self._seen_until()
+        if seen_until is not None and self._keys.has_made_since(seen_until) and self._faults.take(HIDE_NEW_KEYS):
+            chosen = replace(chosen, made_until=seen_until)
+        page = self._keys.page(chosen)
+        if len(page) == PAGE_SIZE:
+            self._make_others(chosen.workspace_id)
         return JSONResponse({"data": [key.shown() for key in page]})
 
     async def get(self, request: Request) -> Response:
         """GET /keys/{hash}."""
         self._gate.require_management(request)
-        key = self._keys.find(request.path_params["hash"])
-        return self._answer(key)
+        self._check_seen(request.path_params["hash"])
+        return self._answer(self._keys.find(request.path_params["hash"]))
 
     async def update(self, request: Request) -> Response:
         """PATCH /keys/{hash}."""
         self._gate.require_management(request)
         changes = read_changes(read_object(await request.body()))
+        self._check_seen(request.path_params["hash"])
         return self._answer(self._keys.change(request.path_params["hash"], changes))
 
     async def delete(self, request: Request) -> Response:
@@ -117,6 +137,31 @@ class ManagementApi:
         if key is None:
             raise not_found()
         return JSONResponse({"data": key.shown()})
+
+    def _seen_until(self) -> datetime | None:
+        """What is younger is out of sight; None: nothing is."""
+        seconds = self._faults.plan.hide_new_keys_seconds
+        return self._clock() - timedelta(seconds=seconds) if seconds else None
+
+    def _check_seen(self, key_hash: str) -> None:
+        """Raises Refusal 404 for a key that is too young to be seen."""
+        seen_until = self._seen_until()
+        key = self._keys.find(key_hash) if seen_until is not None else None
+        if (
+            seen_until is not None
+            and key is not None
+            and not key.is_made_until(seen_until)
+            and self._faults.take(HIDE_NEW_KEYS)
+        ):
+            raise not_found()
+
+    def _make_others(self, workspace_id: str) -> None:
+        """Keys of somebody else, between two pages: they push the rest of the list along."""
+        wanted = self._faults.plan.keys_between_pages
+        if not wanted or not self._faults.take(KEYS_BETWEEN_PAGES):
+            return
+        for _ in range(wanted):
+            self._keys.create(NewKey(f"somebody-elses-{uuid.uuid4()}", workspace_id, ACCOUNT_USER_ID))
 
     def _budgets(self, key: Key) -> list[dict[str, Any]]:
         remaining = key.remaining_usd

@@ -1,7 +1,7 @@
 """What only time brings: windows that end, limits that come back, days that are complete.
 
 These tests serve the simulator in this process, with a clock of their own, and show on the way that
-the place for faults is where it should be.
+faults stand where they should.
 """
 
 import asyncio
@@ -13,10 +13,8 @@ import httpx
 import pytest
 from openrouter import OpenRouter, errors
 from openrouter.utils import BackoffStrategy, RetryConfig
-from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from infra.local.faults import OPENROUTER
 from infra.local.openrouter.app import create_app
 from infra.local.openrouter.config import Config
 
@@ -161,30 +159,12 @@ async def test_activity_tells_of_completed_days_only(management: httpx.AsyncClie
     assert await read() == []
 
 
-class LoseAnswers:
-    """A fault as the next one to be built: the work is done, the answer is a 502."""
-
-    def __init__(self, app: ASGIApp, calls: list[str]) -> None:
-        self._app = app
-        self._calls = calls
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def swallow(_message: Message) -> None:
-            """Nobody hears it."""
-
-        self._calls.append(scope["method"])
-        if scope["method"] == "POST":
-            await self._app(scope, receive, swallow)
-            error = {"error": {"code": 502, "message": "Bad Gateway"}}
-            await JSONResponse(error, 502, {"Retry-After": "7"})(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-
 async def test_fault_can_lose_the_answer_of_work_that_was_done_and_is_not_repeated() -> None:
-    calls: list[str] = []
-    app = create_app(Config(MANAGEMENT_KEY), faults=[Middleware(LoseAnswers, calls=calls)])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+    transport = httpx.ASGITransport(create_app(Config(MANAGEMENT_KEY)))
+    async with httpx.AsyncClient(transport=transport, headers={OPENROUTER.header: "1"}) as client:
+        faults = f"http://127.0.0.1{OPENROUTER.path}"
+        plan = {"errors": 1, "errors_after_work": True, "retry_after_seconds": 7, "only": ["POST /keys"]}
+        (await client.put(faults, json=plan)).raise_for_status()
         sdk = OpenRouter(
             api_key=MANAGEMENT_KEY,
             server_url=BASE_URL,
@@ -195,6 +175,5 @@ async def test_fault_can_lose_the_answer_of_work_that_was_done_and_is_not_repeat
             await asyncio.wait_for(sdk.api_keys.create_async(name="stray"), timeout=5)
         assert lost.value.headers["Retry-After"] == "7"
         assert [key.name for key in (await sdk.api_keys.list_async()).data] == ["stray"]
-        assert calls == ["POST", "GET"]
         assert (await client.get("http://simulator/simulator/health")).json()["keys"] == 1
-        assert calls == ["POST", "GET"]
+        assert (await client.get(faults)).json()["counts"] == {"errors": 1}

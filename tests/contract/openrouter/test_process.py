@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from infra.local.faults import OPENROUTER
 from infra.local.serving import listen
 
 Launch = Callable[..., tuple["subprocess.Popen[bytes]", str]]
@@ -151,7 +152,7 @@ def test_account_without_credits_answers_402_even_for_free_models(launch_simulat
 
 def test_latency_slows_the_api_but_not_the_control_paths(launch_simulator: Launch) -> None:
     _, base_url = launch_simulator(MANAGEMENT_KEY, f"--latency-ms={LATENCY_MS}")
-    control = httpx.Client(base_url=base_url.removesuffix("/api/v1"))
+    control = httpx.Client(base_url=base_url.removesuffix("/api/v1"), headers={OPENROUTER.header: "1"})
 
     def measure(path: str) -> float:
         started = time.monotonic()
