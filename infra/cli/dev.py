@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.local.functions import WEBHOOK_PATH
+from infra.local.running import announce
 from infra.local.stack import Stack, StackOptions, running_stack
 
 POLL_SECONDS = 0.1
@@ -33,6 +34,7 @@ async def run(console: Console, options: StackOptions) -> None:
         task = progress.add_task("Starting the stack")
         async with running_stack(options, lambda step: progress.update(task, description=f"Starting: {step}")) as stack:
             progress.stop()
+            announce(stack)
             console.print(_addresses(stack))
             console.print("Ctrl-C stops everything and removes it.\n", style="dim")
             followers = [

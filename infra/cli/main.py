@@ -22,6 +22,7 @@ from functions.kit.errors import DoorkeyError
 from functions.kit.settings import SettingsInvalid
 from infra.cli import demo as demo_command
 from infra.cli import dev as dev_command
+from infra.cli import faults as faults_commands
 from infra.cli import redrive as redrive_command
 from infra.cli import strays as strays_command
 from infra.local.stack import StackOptions
@@ -35,6 +36,7 @@ app = typer.Typer(
     help="A signup in a Supabase app becomes a profile, trial credits in a ledger and an OpenRouter key of its own.",
     pretty_exceptions_enable=False,
 )
+app.add_typer(faults_commands.app)
 console = Console()
 errors = Console(stderr=True)
 

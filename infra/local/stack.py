@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -334,12 +334,27 @@ def _everybody_may_pass(place: Path) -> bool:
 
 def remove_abandoned() -> None:
     """Removes the folders of stacks whose supervisor was killed."""
+    for folder, is_alive in _folders():
+        if not is_alive:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def living_folders() -> list[Path]:
+    """The folders of stacks that run on this machine now."""
+    return sorted(folder for folder, is_alive in _folders() if is_alive)
+
+
+def _folders() -> Iterator[tuple[Path, bool]]:
+    """Every stack's folder, and whether its supervisor lives."""
     places = (Path(tempfile.gettempdir()), *PUBLIC_PLACES, MEMORY)
     for folder in {found for place in places for found in place.glob(f"{FOLDER_PREFIX}*")}:
         try:
-            owner = int((folder / OWNER_FILE).read_text())
-            os.kill(owner, 0)
+            os.kill(int((folder / OWNER_FILE).read_text()), 0)
         except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
+            yield folder, False
+        except PermissionError:
+            yield folder, True  # somebody else's
         except (OSError, ValueError):
-            continue  # being made just now, or somebody else's
+            continue  # being made just now
+        else:
+            yield folder, True

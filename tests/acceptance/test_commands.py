@@ -154,6 +154,35 @@ def test_dev_shows_a_signup_as_a_readable_line_and_leaves_nothing_behind(place: 
     wait_until_nothing_is_left(place)
 
 
+def test_faults_find_a_running_dev_by_any_of_its_addresses(place: Path) -> None:
+    process = start(place, "dev")
+    functions_url = wait_until_up(place, process)
+
+    def faults(*words: str) -> str:
+        outcome = subprocess.run(
+            [sys.executable, "-m", "infra.cli.main", "faults", *words, "--url", functions_url],
+            cwd=CHECKOUT,
+            env={"PATH": os.environ["PATH"], "TMPDIR": str(place), "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=UP_SECONDS,
+            check=True,
+        )
+        return outcome.stdout
+
+    assert "refuse_status" in faults("openrouter", "--refuse-status", "403")
+    openrouter = re.search(r"OpenRouter\s+│\s+(http://\S+)", out(place))
+    assert openrouter is not None
+    assert httpx.get(f"{openrouter[1]}/models", trust_env=False).status_code == 403
+    assert re.search(r"refuse_status\s+│\s+403\s+│\s+1\b", faults("show"))
+    assert "No faults are on any more." in faults("clear")
+    addresses = next(place.glob(f"{FOLDER_PREFIX}*/addresses.json")).read_text()
+    assert re.search(r"Publishable key\s+│\s+(\S+)", out(place))[1] not in addresses  # type: ignore[index]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(GONE_SECONDS) == 0
+    wait_until_nothing_is_left(place)
+
+
 def test_when_a_part_dies_the_others_stop_and_the_reason_is_printed(place: Path) -> None:
     process = start(place, "dev")
     wait_until_up(place, process)

@@ -7,6 +7,7 @@ import re
 
 import pytest
 from pydantic_core import PydanticUndefined
+from typer import Typer
 from typer.models import CommandInfo
 
 from functions.kit.errors import DoorkeyError
@@ -32,9 +33,13 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
-def commands() -> dict[str, CommandInfo]:
-    """Every command of `doorkey`."""
-    return {info.name or info.callback.__name__: info for info in app.registered_commands if info.callback}
+def commands(of: Typer = app, prefix: str = "") -> dict[str, CommandInfo]:
+    """Every command of `doorkey`, those of its groups too."""
+    own = {prefix + (info.name or info.callback.__name__): info for info in of.registered_commands if info.callback}
+    for group in of.registered_groups:
+        assert group.typer_instance is not None
+        own |= commands(group.typer_instance, f"{prefix}{group.typer_instance.info.name} ")
+    return own
 
 
 def test_every_setting_is_documented() -> None:
@@ -56,7 +61,7 @@ async def test_every_setting_of_the_database_is_documented(database: Database) -
 def test_every_command_has_help_and_an_example_and_is_in_the_readme(name: str) -> None:
     command = commands()[name]
     assert command.callback is not None
-    assert command.callback.__doc__
+    assert command.help or command.callback.__doc__
     assert f"doorkey {name}" in (command.epilog or ""), "Give an example in the epilog."
     assert f"doorkey {name}" in README
 
