@@ -54,7 +54,10 @@ class OpenRouterUnreachable(OpenRouterError):
 
 
 class OpenRouterAnswerLost(OpenRouterError):
-    """OpenRouter did not answer as it should; whether it did what was asked, nobody knows."""
+    """OpenRouter did not answer as it should; whether it did what was asked, nobody knows.
+
+    The private detail says in which way: too late, not at all, a fault of its own, a web page, something else.
+    """
 
     code = "openrouter_answer_lost"
     is_outcome_unknown = True
@@ -71,6 +74,12 @@ class ManagementKeyRejected(OpenRouterError):
 
     code = "management_key_rejected"
     is_everybodys = True
+
+
+class ManagementKeyForbidden(ManagementKeyRejected):
+    """OpenRouter does not let this key make keys: it is no management key, or the account's rules forbid it."""
+
+    code = "management_key_forbidden"
 
 
 class AccountEmpty(OpenRouterError):
@@ -212,14 +221,17 @@ class OpenRouter:
             response = await self._http.request(method, f"{self._url}{path}", headers=self._headers, json=body)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise OpenRouterUnreachable(f"{method} keys: {type(error).__name__}") from error
+        except httpx.TimeoutException as error:
+            raise OpenRouterAnswerLost(f"{method} keys: no answer in time, {type(error).__name__}") from error
         except httpx.HTTPError as error:
-            raise OpenRouterAnswerLost(f"{method} keys: {type(error).__name__}") from error
+            raise OpenRouterAnswerLost(f"{method} keys: the connection broke, {type(error).__name__}") from error
         if response.status_code != expected:
-            raise _named(method, response)
+            raise _named(method, response, expected)
         try:
             return response.json()
-        except ValueError:
-            raise OpenRouterAnswerLost(f"{method} keys: {expected}, but no JSON") from None
+        except (ValueError, RecursionError):
+            found = "a web page" if _is_page(response) else "no JSON"
+            raise OpenRouterAnswerLost(f"{method} keys: {expected}, but {found}") from None
 
 
 def _dollars(micros: int | None) -> float | None:
@@ -251,7 +263,7 @@ def _read_created(answer: Any) -> CreatedKey:
     return created
 
 
-def _named(method: str, response: httpx.Response) -> OpenRouterError:
+def _named(method: str, response: httpx.Response, expected: int) -> OpenRouterError:
     status = response.status_code
     where = f"{method} keys: {status}"
     retry_after = _retry_after_seconds(response)
@@ -259,6 +271,9 @@ def _named(method: str, response: httpx.Response) -> OpenRouterError:
         return ManagementKeyRejected(where)
     if status == 402:
         return AccountEmpty(where, retry_after)
+    if status == 403 and method in ("GET", "POST"):
+        # Nothing in these is about one user: whoever asks next is told the same.
+        return ManagementKeyForbidden(where, retry_after)
     if status == 404 and method != "POST":
         return KeyNotFound(where)
     if status == 429:
@@ -266,7 +281,14 @@ def _named(method: str, response: httpx.Response) -> OpenRouterError:
     if 400 <= status < 500:
         return OpenRouterRefused(where, retry_after)
     # 5xx and anything that is no refusal: on a POST the key may have been made behind a broken proxy.
-    return OpenRouterAnswerLost(where, retry_after)
+    if _is_page(response):
+        return OpenRouterAnswerLost(f"{where}, a web page", retry_after)
+    found = "a fault of its own" if status >= 500 else f"not {expected}"
+    return OpenRouterAnswerLost(f"{where}, {found}", retry_after)
+
+
+def _is_page(response: httpx.Response) -> bool:
+    return bool(response.headers.get("content-type", "").lower().startswith("text/html"))
 
 
 def _retry_after_seconds(response: httpx.Response) -> float | None:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 
+from functions.kit.errors import DoorkeyError
+
 logger = logging.getLogger("doorkey")
 
 MAX_FRAMES = 6
@@ -40,6 +42,10 @@ class WorkLine:
     def add(self, **facts: Fact) -> None:
         """Adds facts, or replaces them."""
         self.facts.update(facts)
+
+    def add_error(self, error: DoorkeyError) -> None:
+        """Says what went wrong: the stable code, the sentence for people, the private detail."""
+        self.add(error=error.code, sentence=error.sentence, detail=error.private)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

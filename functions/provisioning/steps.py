@@ -26,6 +26,7 @@ from functions.clients.supabase import (
     SupabaseError,
     SupabaseUnreachable,
 )
+from functions.kit.errors import DoorkeyError
 from functions.kit.observability import WorkLine
 from functions.kit.sealing import Sealer
 from functions.kit.settings import Settings
@@ -110,8 +111,9 @@ class Provisioner:
                 outcome, is_due_again = await self._attempt(claim, request_id, line)
             except Exception as error:
                 # Whatever it was, the row is safe: it is due still, or its lease will run out.
-                line.add(outcome="failed", error=getattr(error, "code", type(error).__name__))
-                line.add(detail=getattr(error, "private", None))
+                line.add(outcome="failed", error=type(error).__name__)
+                if isinstance(error, DoorkeyError):
+                    line.add_error(error)
                 line.write(logging.ERROR)
                 raise
             line.add(outcome=outcome)
@@ -130,14 +132,15 @@ class Provisioner:
         try:
             state = await works[claim.action](claim, request_id, line)
         except OpenRouterError as error:
-            line.add(error=error.code, detail=error.private, is_outcome_unknown=error.is_outcome_unknown)
+            line.add_error(error)
+            line.add(is_outcome_unknown=error.is_outcome_unknown)
             return await self._defer(claim, error, request_id, line), False
         except DatabaseRefused as error:
             if error.word not in (store.LEASE_LOST, store.USER_GONE):
                 raise
             return Outcome(error.word), False
         except SupabaseError as error:
-            line.add(error=error.code, detail=error.private)
+            line.add_error(error)
             return Outcome.UNFINISHED, False
         outcome = Outcome.GONE if state is ProvisioningState.GONE else Outcome.READY
         return outcome, state is ProvisioningState.DUE
@@ -222,7 +225,8 @@ class Provisioner:
             line.add(is_key_deleted=True)
         except OpenRouterError as error:
             # Left over, by a name that says whose it was.
-            line.add(is_key_deleted=False, error=error.code, detail=error.private)
+            line.add_error(error)
+            line.add(is_key_deleted=False)
 
     async def _defer(self, claim: Claim, error: OpenRouterError, request_id: str, line: WorkLine) -> Outcome:
         plan = next_try(claim.failures, retry_after_seconds=error.retry_after_seconds)

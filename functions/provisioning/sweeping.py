@@ -74,7 +74,7 @@ async def sweep(provisioner: Provisioner, settings: SweepSettings, *, request_id
             with line.step("strays"):
                 await _collect(provisioner, settings, line, clock)
     except DoorkeyError as error:
-        line.add(error=error.code, detail=error.private)
+        line.add_error(error)
         line.write(logging.ERROR)
         raise
     is_trouble = start.held_reason is not None or start.is_braked or start.dead > 0

@@ -234,7 +234,7 @@ async def test_a_wish_that_changes_during_the_work_reaches_the_key(scene: Scene,
     [
         (429, '{"error": {"code": 429}}', {"retry-after": "1234"}, "openrouter_limited", 1234),
         (429, "<html>slow down</html>", {}, "openrouter_limited", 0),
-        (403, '{"error": {"code": 403}}', {}, "openrouter_refused", 0),
+        (400, '{"error": {"code": 400}}', {}, "openrouter_refused", 0),
         (502, "<html>bad gateway</html>", {"retry-after": "77"}, "openrouter_answer_lost", 77),
         (200, "<html>hello</html>", {}, "openrouter_answer_lost", 0),
         (201, "<html>hello</html>", {}, "openrouter_answer_lost", 0),

@@ -138,7 +138,10 @@ async def nothing_held(scene: Scene) -> AsyncIterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_held")
-@pytest.mark.parametrize(("status", "reason"), [(401, "management_key_rejected"), (402, "openrouter_account_empty")])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(401, "management_key_rejected"), (402, "openrouter_account_empty"), (403, "management_key_forbidden")],
+)
 async def test_what_is_refused_to_everybody_holds_the_queue_and_burns_no_attempts(
     scene: Scene, http: httpx.AsyncClient, status: int, reason: str
 ) -> None:

@@ -20,6 +20,7 @@ from functions.clients.openrouter import (
     CreatedKey,
     KeyNotFound,
     LimitNotTaken,
+    ManagementKeyForbidden,
     ManagementKeyRejected,
     OpenRouter,
     OpenRouterAnswerLost,
@@ -88,7 +89,7 @@ async def error_of(answer: httpx.Response | Exception, act: str) -> OpenRouterEr
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        *((status, OpenRouterRefused) for status in (400, 403, 409, 422)),
+        *((status, OpenRouterRefused) for status in (400, 409, 422)),
         (401, ManagementKeyRejected),
         (402, AccountEmpty),
         (429, OpenRouterLimited),
@@ -102,6 +103,35 @@ async def test_every_status_has_its_name_whatever_the_body(
     error = await error_of(httpx.Response(status, content=content, headers={"content-type": content_type}), act)
     assert type(error) is expected
     assert error.is_outcome_unknown == (expected is OpenRouterAnswerLost)
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        ("create", ManagementKeyForbidden), ("check", ManagementKeyForbidden),
+        ("limit", OpenRouterRefused), ("delete", OpenRouterRefused),
+    ],
+)  # fmt: skip
+async def test_a_403_is_everybodys_where_nothing_is_about_one_key(act: str, expected: type[OpenRouterError]) -> None:
+    error = await error_of(httpx.Response(403, content=ERROR_BODY), act)
+    assert type(error) is expected
+    assert error.is_everybodys == (expected is ManagementKeyForbidden)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "detail"),
+    [
+        (201, "html", "POST keys: 201, but a web page"), (201, "broken", "POST keys: 201, but no JSON"),
+        (201, "json", "POST keys: 201, but without a key"), (200, "html", "POST keys: 200, a web page"),
+        (502, "html", "POST keys: 502, a web page"), (502, "json", "POST keys: 502, a fault of its own"),
+        (200, "json", "POST keys: 200, not 201"), (307, "empty", "POST keys: 307, not 201"),
+    ],
+)  # fmt: skip
+async def test_a_lost_answer_says_in_which_way(status: int, body: str, detail: str) -> None:
+    content, content_type = BODIES[body]
+    answer = httpx.Response(status, content=content, headers={"content-type": content_type})
+    error = await error_of(answer, "create")
+    assert (type(error), error.private) == (OpenRouterAnswerLost, detail)
 
 
 async def test_a_key_that_is_not_there_is_said_so_and_counts_as_deleted() -> None:
@@ -138,7 +168,7 @@ def created(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "body",
     [
-        "", "{", "null", "[]", "5", '"text"', "{}",
+        "", "{", "null", "[]", "5", "[" * 100_000, '"text"', "{}",
         *(json.dumps(found) for found in (
             created(key=None), created(key=""), created(key=5), created(data=None), created(data=[]), created(data="x"),
             created(data={"name": "n"}), created(data={"hash": HASH}), created(data={"hash": "short", "name": "n"}),
