@@ -67,7 +67,8 @@ async def test_two_sweeps_at_once_make_one_key_each(stack: Stack, http: httpx.As
     await run_sweep(stack)  # whatever others left
     scenes = [await due_user(stack, http) for _ in range(12)]
     lines = await asyncio.gather(run_sweep(stack), run_sweep(stack))
-    assert sum(line.get("outcome_ready", 0) for line in lines) == len(scenes)
+    # Others' users may be due as well; that nobody was done twice is in the attempts.
+    assert sum(line.get("outcome_ready", 0) for line in lines) >= len(scenes)
     for scene in scenes:
         await scene.assert_one_key(attempt=1)
         assert await scene.grants() == [5_000_000]

@@ -6,7 +6,7 @@ requests in the same order meet the same faults, however long the work behind th
 
 from infra.local.faults.control import control_routes, is_control_allowed
 from infra.local.faults.injector import Faults
-from infra.local.faults.middleware import FaultMiddleware, Manner
+from infra.local.faults.middleware import FaultMiddleware, Manner, arrived
 from infra.local.faults.plan import FaultPlan, SimulatorFaultPlan
 from infra.local.faults.remote import EDGE, OPENROUTER, PARTS, ControlFailed, FaultControl, FaultReport
 
@@ -22,6 +22,7 @@ __all__ = [
     "Faults",
     "Manner",
     "SimulatorFaultPlan",
+    "arrived",
     "control_routes",
     "is_control_allowed",
 ]

@@ -61,6 +61,7 @@ class FaultMiddleware:
             await self._app(scope, receive, send)
             return
         if turn.latency_seconds:
+            receive = await arrived(receive)
             await asyncio.sleep(turn.latency_seconds)
         if turn.instead is not None:
             _log(turn.instead, scope)
@@ -117,6 +118,18 @@ class FaultMiddleware:
             await send(message)
 
         return change
+
+
+async def arrived(receive: Receive) -> Receive:
+    """Takes the whole request in, so that its work is done even where the caller has stopped waiting by then."""
+    messages: list[Message] = []
+    while not messages or messages[-1].get("more_body", False):
+        messages.append(await receive())
+
+    async def replay() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    return replay
 
 
 async def _swallow(_message: Message) -> None:

@@ -1,6 +1,7 @@
 """Makes every API answer wait, as a network and a busy server would.
 
-The wait comes before the work: a request that is waiting has changed nothing yet.
+The wait comes before the work: a request that is waiting has changed nothing yet. It will, also when
+its caller has stopped waiting.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from infra.local.faults import OPENROUTER, is_control_allowed
+from infra.local.faults import OPENROUTER, arrived, is_control_allowed
 from infra.local.openrouter.answers import Refusal, invalid, read_object
 from infra.local.openrouter.config import MAX_LATENCY_MS
 
@@ -42,5 +43,6 @@ class LatencyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] == "http" and self._latency.milliseconds:
+            receive = await arrived(receive)
             await asyncio.sleep(self._latency.milliseconds / 1_000)
         await self._app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Both parts, started once; every test finds and leaves them without faults."""
+"""Both parts, started once; every test finds and leaves them without faults, and none may make them stumble."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ async def both(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[s
     folder = tmp_path_factory.mktemp("faults")
     async with running_simulator(folder) as simulator, running_edge(folder) as edge:
         yield {part.name: part for part in (simulator, edge)}
+    for log in folder.glob("*.log"):
+        assert "Traceback" not in log.read_text(), "a fault is what was ordered, and no bug besides"
 
 
 @pytest.fixture(params=["openrouter", "edge"])
