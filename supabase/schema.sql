@@ -413,6 +413,7 @@ create table "doorkey"."provisioning" (
   "updated_at"             timestamp with time zone not null default now(),
   "ready_at"               timestamp with time zone,
   "revisit_at"             timestamp with time zone,
+  "backfill_at"            timestamp with time zone,
   constraint "provisioning_attempt_check" check ((attempt >= 0)),
   constraint "provisioning_check" check ((claimed <= wanted)),
   constraint "provisioning_failures_check" check ((failures >= 0)),
@@ -440,6 +441,9 @@ alter table "doorkey"."provisioning"
 
 alter table "doorkey"."provisioning"
   add constraint "ready_only_with_a_key" check (((state <> 'ready'::doorkey.provisioning_state) OR (key_hash IS NOT NULL)));
+
+create index provisioning_backfilled on doorkey.provisioning using btree (backfill_at, state)
+  where (backfill_at is not null);
 
 create index provisioning_dead on doorkey.provisioning using btree (updated_at)
   where (state = 'dead'::doorkey.provisioning_state);
@@ -527,6 +531,31 @@ create trigger zz_doorkey_user_updated
   after update on auth.users
   for each row
   execute function doorkey.on_user_updated();
+
+-- public.backfill_users
+
+create or replace function public.backfill_users (
+  after          uuid,
+  user_id        uuid,
+  created_since  timestamp with time zone,
+  created_before timestamp with time zone,
+  users          integer,
+  per_hour       integer,
+  request_id     text
+)
+  returns table (
+    due               integer,
+    waiting           integer,
+    unfilled_profiles integer,
+    next_after        uuid
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.backfill_users($1, $2, $3, $4, $5, $6, $7); $function$;
+
+revoke all on function "public"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) from public;
+
+grant execute on function "public"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) to "service_role";
 
 -- public.claim_provisioning
 
@@ -641,6 +670,35 @@ revoke all on function "public"."finish_provisioning"(uuid, integer, text, text,
 
 grant execute on function "public"."finish_provisioning"(uuid, integer, text, text, text, bigint, text, text) to "service_role";
 
+-- public.get_backfill_progress
+
+create or replace function public.get_backfill_progress()
+  returns table (
+    waiting            bigint,
+    due                bigint,
+    working            bigint,
+    ready              bigint,
+    dead               bigint,
+    gone               bigint,
+    ahead_seconds      double precision,
+    last_sweep_seconds double precision,
+    held_reason        text,
+    max_keys_per_hour  integer,
+    max_per_hour       integer,
+    provision_on       text,
+    welcome_micros     bigint,
+    micros_per_credit  bigint,
+    is_uncapped        boolean
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.backfill_progress(); $function$;
+
+revoke all on function "public"."get_backfill_progress"() from public;
+
+grant execute on function "public"."get_backfill_progress"() to "service_role";
+
 -- public.get_doorkey_health
 
 create or replace function public.get_doorkey_health()
@@ -698,6 +756,32 @@ create or replace function public.list_due_provisioning (
 revoke all on function "public"."list_due_provisioning"(integer) from public;
 
 grant execute on function "public"."list_due_provisioning"(integer) to "service_role";
+
+-- public.preview_backfill
+
+create or replace function public.preview_backfill (
+  after          uuid,
+  user_id        uuid,
+  created_since  timestamp with time zone,
+  created_before timestamp with time zone,
+  users          integer
+)
+  returns table (
+    confirmed   bigint,
+    unconfirmed bigint,
+    anonymous   bigint,
+    left_out    bigint,
+    due         bigint,
+    next_after  uuid
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.preview_backfill($1, $2, $3, $4, $5); $function$;
+
+revoke all on function "public"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
+
+grant execute on function "public"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) to "service_role";
 
 -- public.recheck_key
 
@@ -880,6 +964,172 @@ end
 $function$;
 
 revoke all on function "doorkey"."apply_entries"() from public;
+
+-- doorkey.backfill_ceiling
+
+create or replace function doorkey.backfill_ceiling()
+  returns integer
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select s.max_keys_per_hour - ceil(s.max_keys_per_hour / 10.0)::integer from doorkey.settings as s;
+$function$;
+
+revoke all on function "doorkey"."backfill_ceiling"() from public;
+
+-- doorkey.backfill_progress
+
+create or replace function doorkey.backfill_progress()
+  returns table (
+    waiting            bigint,
+    due                bigint,
+    working            bigint,
+    ready              bigint,
+    dead               bigint,
+    gone               bigint,
+    ahead_seconds      double precision,
+    last_sweep_seconds double precision,
+    held_reason        text,
+    max_keys_per_hour  integer,
+    max_per_hour       integer,
+    provision_on       text,
+    welcome_micros     bigint,
+    micros_per_credit  bigint,
+    is_uncapped        boolean
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select b.waiting, b.due, b.working, b.ready, b.dead, b.gone,
+         -- Until the last moment that was given away.
+         greatest(extract(epoch from b.last_at - now()), 0)::double precision,
+         extract(epoch from now() - s.last_sweep_at)::double precision,
+         s.held_reason, s.max_keys_per_hour, doorkey.backfill_ceiling(), s.provision_on,
+         l.welcome_credits_micros, s.micros_per_credit, l.is_uncapped
+    from doorkey.settings as s
+    join public.plans as l on l.id = s.default_plan_id
+   cross join (
+     select count(*) filter (where p.state = 'waiting') as waiting,
+            count(*) filter (where p.state = 'due') as due,
+            count(*) filter (where p.state = 'working') as working,
+            count(*) filter (where p.state = 'ready') as ready,
+            count(*) filter (where p.state = 'dead') as dead,
+            count(*) filter (where p.state = 'gone') as gone,
+            max(p.backfill_at) as last_at
+       from doorkey.provisioning as p where p.backfill_at is not null
+   ) as b;
+$function$;
+
+revoke all on function "doorkey"."backfill_progress"() from public;
+
+grant execute on function "doorkey"."backfill_progress"() to "service_role";
+
+-- doorkey.backfill_room
+
+create or replace function doorkey.backfill_room()
+  returns integer
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select c.ceiling - (
+           select count(*) from (
+             select from doorkey.key_requests as r
+              where r.requested_at > now() - interval '1 hour' limit c.ceiling) as recent)::integer
+    from (select doorkey.backfill_ceiling() as ceiling) as c;
+$function$;
+
+revoke all on function "doorkey"."backfill_room"() from public;
+
+-- doorkey.backfill_users
+
+create or replace function doorkey.backfill_users (
+  p_after          uuid,
+  p_user_id        uuid,
+  p_created_since  timestamp with time zone,
+  p_created_before timestamp with time zone,
+  p_users          integer,
+  p_per_hour       integer,
+  p_request_id     text
+)
+  returns table (
+    due               integer,
+    waiting           integer,
+    unfilled_profiles integer,
+    next_after        uuid
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  set lock_timeout to '3s'
+  AS $function$
+declare
+  v_page record;
+  v_row record;
+  v_next_at timestamptz;
+  v_pause constant interval := make_interval(secs => 3600.0 / nullif(p_per_hour, 0));
+  v_object text;
+begin
+  if p_users is null or p_users not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Enrol 1 to 1000 users at a time.';
+  end if;
+  if p_per_hour is null or p_per_hour not between 1 and coalesce(doorkey.backfill_ceiling(), 1000000) then
+    raise sqlstate 'PT422' using message = 'rate_out_of_range',
+      hint = 'At least one an hour; and a tenth of max_keys_per_hour is kept for signups.';
+  end if;
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('doorkey.backfill_users'));
+  select greatest(now(), max(p.backfill_at) + v_pause) into v_next_at
+    from doorkey.provisioning as p where p.backfill_at is not null;
+  select * into v_page
+    from doorkey.next_old_users(p_after, p_user_id, p_created_since, p_created_before, p_users);
+  due := 0;
+  waiting := 0;
+  unfilled_profiles := 0;
+  next_after := v_page.next_after;
+  for v_row in
+    insert into doorkey.provisioning as p (user_id, state, due_at, backfill_at)
+    select o.id, o.state, o.due_at, o.due_at
+      from (select u.id, u.state,
+                   case when u.state = 'due'
+                        then v_next_at + v_pause * (count(*) filter (where u.state = 'due') over (order by u.id) - 1)
+                        else now() end as due_at
+              from unnest(v_page.user_ids, v_page.states) as u (id, state)) as o
+     where o.state is not null
+     order by o.id
+    on conflict on constraint provisioning_pkey do nothing
+    returning p.user_id, p.state
+  loop
+    due := due + (v_row.state = 'due')::integer;
+    waiting := waiting + (v_row.state = 'waiting')::integer;
+    begin
+      perform doorkey.fill_profile(v_row.user_id);
+    exception
+      -- A table that is locked for one is locked for all: better the whole batch later.
+      when lock_not_available then
+        raise sqlstate 'PT409' using message = 'profiles_locked', hint = 'Somebody holds public.profiles. Try again later.';
+      when others or assert_failure then
+        get stacked diagnostics v_object = column_name;
+        unfilled_profiles := unfilled_profiles + 1;
+        perform doorkey.write_audit('operator', 'profile.not_filled', v_row.user_id, p_request_id,
+          jsonb_strip_nulls(jsonb_build_object('sqlstate', sqlstate, 'object', nullif(v_object, ''))));
+    end;
+  end loop;
+  if due + waiting > 0 then
+    perform doorkey.write_audit('operator', 'users.backfilled', null, p_request_id,
+      jsonb_build_object('due', due, 'waiting', waiting, 'unfilled_profiles', unfilled_profiles, 'per_hour', p_per_hour));
+  end if;
+  return next;
+end
+$function$;
+
+revoke all on function "doorkey"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) from public;
+
+grant execute on function "doorkey"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) to "service_role";
 
 -- doorkey.braked_until
 
@@ -1147,16 +1397,21 @@ create or replace function doorkey.due_provisioning (
   AS $function$
   select w.user_id, w.since
     from (
-      (select p.user_id, p.due_at as since from doorkey.provisioning as p
-        where p.state = 'due' and p.due_at <= now() order by p.due_at limit p_rows)
+      (select p.user_id, p.due_at as since, false as is_crowd from doorkey.provisioning as p
+        where p.state = 'due' and p.due_at <= now() and (p.backfill_at is null or p.key_hash is not null)
+        order by p.due_at limit p_rows)
       union all
-      (select p.user_id, p.lease_expires_at from doorkey.provisioning as p
+      (select p.user_id, p.due_at, true from doorkey.provisioning as p
+        where p.state = 'due' and p.due_at <= now() and p.backfill_at is not null and p.key_hash is null
+        order by p.due_at limit least(p_rows, doorkey.backfill_room()))
+      union all
+      (select p.user_id, p.lease_expires_at, false from doorkey.provisioning as p
         where p.state = 'working' and p.lease_expires_at <= now() order by p.lease_expires_at limit p_rows)
       union all
-      (select p.user_id, p.revisit_at from doorkey.provisioning as p
+      (select p.user_id, p.revisit_at, false from doorkey.provisioning as p
         where p.state = 'ready' and p.revisit_at <= now() order by p.revisit_at limit p_rows)
     ) as w
-   order by w.since, w.user_id limit p_rows;
+   order by w.is_crowd, w.since, w.user_id limit p_rows;
 $function$;
 
 revoke all on function "doorkey"."due_provisioning"(integer) from public;
@@ -1172,26 +1427,18 @@ create or replace function doorkey.enrol (
   set search_path to ''
   AS $function$
 declare
-  v_settings doorkey.settings;
-  v_user record;
   v_state doorkey.provisioning_state;
 begin
-  select * into v_settings from doorkey.settings;
-  select u.email_confirmed_at is not null or u.phone_confirmed_at is not null as is_confirmed,
-         u.is_anonymous
-    into v_user
+  select doorkey.first_state(u.is_anonymous, u.email_confirmed_at is not null or u.phone_confirmed_at is not null)
+    into v_state
     from auth.users as u
    where u.id = p_user_id and u.deleted_at is null
-     and coalesce(u.created_at, now()) >= v_settings.installed_at;
+     and (coalesce(u.created_at, now()) >= (select s.installed_at from doorkey.settings as s)
+          -- Whom a backfill entered is served like everybody else.
+          or exists (select from doorkey.provisioning as p where p.user_id = u.id));
   if not found then
     return null;
   end if;
-  v_state := case
-    when v_user.is_anonymous and not v_settings.provision_anonymous then 'waiting'
-    when v_settings.provision_on = 'manual' then 'waiting'
-    when v_settings.provision_on = 'confirmed' and not v_user.is_confirmed then 'waiting'
-    else 'due'
-  end;
   insert into doorkey.provisioning (user_id, state) values (p_user_id, v_state)
   on conflict (user_id) do update
      set state = excluded.state, due_at = now(), updated_at = now()
@@ -1409,6 +1656,29 @@ $function$;
 revoke all on function "doorkey"."finish_provisioning"(uuid, integer, text, text, text, bigint, text, text) from public;
 
 grant execute on function "doorkey"."finish_provisioning"(uuid, integer, text, text, text, bigint, text, text) to "service_role";
+
+-- doorkey.first_state
+
+create or replace function doorkey.first_state (
+  p_is_anonymous boolean,
+  p_is_confirmed boolean
+)
+  returns doorkey.provisioning_state
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select case
+    when p_is_anonymous and not s.provision_anonymous then 'waiting'
+    when s.provision_on = 'manual' then 'waiting'
+    when s.provision_on = 'confirmed' and not p_is_confirmed then 'waiting'
+    else 'due'
+  end::doorkey.provisioning_state
+  from doorkey.settings as s;
+$function$;
+
+revoke all on function "doorkey"."first_state"(boolean, boolean) from public;
 
 -- doorkey.grant_credits
 
@@ -1722,6 +1992,69 @@ $function$;
 
 revoke all on function "doorkey"."next_key_action"(uuid) from public;
 
+-- doorkey.next_old_users
+
+create or replace function doorkey.next_old_users (
+  p_after          uuid,
+  p_user_id        uuid,
+  p_created_since  timestamp with time zone,
+  p_created_before timestamp with time zone,
+  p_users          integer,
+  OUT              user_ids uuid[],
+  OUT              kinds text[],
+  OUT              states doorkey.provisioning_state[],
+  OUT              next_after uuid
+)
+  returns record
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  set enable_sort to 'off'
+  AS $function$
+declare
+  c_looked_at constant integer := 5000;
+  v_page uuid[];
+begin
+  -- The ids first, and nothing else about them: any further condition here, and the plan may be to read and sort the
+  -- whole table.
+  if p_user_id is null then
+    select array_agg(page.id order by page.id) into v_page
+      from (select u.id from auth.users as u
+             where u.id > coalesce(p_after, '00000000-0000-0000-0000-000000000000')
+             order by u.id limit c_looked_at) as page;
+  else
+    v_page := array[p_user_id];
+  end if;
+  with chosen as (
+    select u.id, u.is_anonymous,
+           u.email_confirmed_at is not null or u.phone_confirmed_at is not null as is_confirmed,
+           u.deleted_at is not null or coalesce(u.banned_until > now(), false) as is_left_out
+      from auth.users as u
+     where u.id = any (v_page)
+       and u.created_at < (select s.installed_at from doorkey.settings as s)
+       and (p_created_since is null or u.created_at >= p_created_since)
+       and (p_created_before is null or u.created_at < p_created_before)
+       -- Not "not exists": that may be planned as one look at all rows there are, for the sake of five thousand.
+       and (select p.user_id from doorkey.provisioning as p where p.user_id = u.id) is null
+     order by u.id limit p_users
+  )
+  select array_agg(c.id order by c.id),
+         array_agg(case when c.is_left_out then 'left_out' when c.is_anonymous then 'anonymous'
+                        when c.is_confirmed then 'confirmed' else 'unconfirmed' end order by c.id),
+         array_agg(case when not c.is_left_out
+                        then doorkey.first_state(c.is_anonymous, c.is_confirmed) end order by c.id)
+    into user_ids, kinds, states
+    from chosen as c;
+  next_after := case
+    when cardinality(user_ids) = p_users then user_ids[p_users]
+    when cardinality(v_page) = c_looked_at then v_page[c_looked_at]
+  end;
+end
+$function$;
+
+revoke all on function "doorkey"."next_old_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
+
 -- doorkey.note_trouble
 
 create or replace function doorkey.note_trouble (
@@ -1925,6 +2258,49 @@ end
 $function$;
 
 revoke all on function "doorkey"."post_grant"(uuid, text, bigint, text, text, text, timestamp with time zone, smallint, text) from public;
+
+-- doorkey.preview_backfill
+
+create or replace function doorkey.preview_backfill (
+  p_after          uuid,
+  p_user_id        uuid,
+  p_created_since  timestamp with time zone,
+  p_created_before timestamp with time zone,
+  p_users          integer
+)
+  returns table (
+    confirmed   bigint,
+    unconfirmed bigint,
+    anonymous   bigint,
+    left_out    bigint,
+    due         bigint,
+    next_after  uuid
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_users is null or p_users not between 1 and 5000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Look at 1 to 5000 users at a time.';
+  end if;
+  return query
+    select count(*) filter (where o.kind = 'confirmed'),
+           count(*) filter (where o.kind = 'unconfirmed'),
+           count(*) filter (where o.kind = 'anonymous'),
+           count(*) filter (where o.kind = 'left_out'),
+           count(*) filter (where o.state = 'due'),
+           page.next_after
+      from doorkey.next_old_users(p_after, p_user_id, p_created_since, p_created_before, p_users) as page
+      left join lateral unnest(page.kinds, page.states) as o (kind, state) on true
+     group by page.next_after;
+end
+$function$;
+
+revoke all on function "doorkey"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
+
+grant execute on function "doorkey"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) to "service_role";
 
 -- doorkey.profile_id_is_user_id
 
@@ -2288,8 +2664,8 @@ begin
     from missed as m
     left join doorkey.provisioning as p on p.user_id = m.id
     join auth.users as u on u.id = m.id
-   where (p.user_id is null or p.state = 'waiting')
-     and u.deleted_at is null and coalesce(u.created_at, now()) >= v_settings.installed_at;
+   where u.deleted_at is null
+     and (p.state = 'waiting' or (p.user_id is null and coalesce(u.created_at, now()) >= v_settings.installed_at));
 
   -- The other way round: keys that are not as they should be, because a trigger missed it or the plan changed. Those
   -- noted come first, and a walk round our own rows finds the rest.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from functions.clients.supabase import Rpc, Supabase
@@ -46,6 +47,10 @@ START_SWEEP = Rpc("start_sweep", ("users",), "service_role")
 LIST_DUE = Rpc("list_due_provisioning", ("due_rows",), "service_role")
 CLASSIFY_KEYS = Rpc("classify_keys", ("key_hashes", "user_ids", "attempts"), "service_role")
 RECHECK_KEY = Rpc("recheck_key", ("user_id", "request_id"), "service_role")
+_OLD_USERS = ("after", "user_id", "created_since", "created_before", "users")
+PREVIEW_BACKFILL = Rpc("preview_backfill", _OLD_USERS, "service_role")
+BACKFILL = Rpc("backfill_users", (*_OLD_USERS, "per_hour", "request_id"), "service_role")
+BACKFILL_PROGRESS = Rpc("get_backfill_progress", (), "service_role")
 
 LEASE_LOST = "lease_lost"
 USER_GONE = "user_gone"
@@ -255,3 +260,120 @@ async def classify_keys(database: Supabase, keys: Mapping[str, KeyName]) -> dict
 async def recheck_key(database: Supabase, claim: Claim, *, request_id: str) -> None:
     """Has the key set right again, after something was done to it too late."""
     await database.call(RECHECK_KEY, {"user_id": str(claim.user_id), "request_id": request_id})
+
+
+@dataclass(frozen=True)
+class OldUsers:
+    """Which users from before the installation; None: all of them.
+
+    Attributes:
+        user_id: only this one.
+        created_since: only those created then or later.
+        created_before: only those created earlier.
+    """
+
+    user_id: UUID | None = None
+    created_since: datetime | None = None
+    created_before: datetime | None = None
+
+    def arguments(self, after: UUID | None, users: int) -> dict[str, str | int | None]:
+        """As the doors take them: so many users after that one."""
+        return {
+            "after": str(after) if after else None,
+            "user_id": str(self.user_id) if self.user_id else None,
+            "created_since": self.created_since.isoformat() if self.created_since else None,
+            "created_before": self.created_before.isoformat() if self.created_before else None,
+            "users": users,
+        }
+
+
+@dataclass(frozen=True)
+class BackfillPreview:
+    """Some users from before who have no row.
+
+    Attributes:
+        confirmed, unconfirmed, anonymous: how many a backfill would enrol, by kind.
+        left_out: how many it would not: banned or deleted.
+        due: how many would get a key at once; the other enrolled ones would wait.
+        next_after: where to go on; None: there are no more.
+    """
+
+    confirmed: int
+    unconfirmed: int
+    anonymous: int
+    left_out: int
+    due: int
+    next_after: UUID | None
+
+
+@dataclass(frozen=True)
+class BackfilledBatch:
+    """What one batch enrolled.
+
+    Attributes:
+        due: how many will get a key, each at a moment of their own.
+        waiting: how many wait, as they would had they signed up today.
+        unfilled_profiles: how many have no row in the host's profiles that could be filled; the audit log says why.
+        next_after: where to go on; None: there are no more.
+    """
+
+    due: int
+    waiting: int
+    unfilled_profiles: int
+    next_after: UUID | None
+
+
+@dataclass(frozen=True)
+class BackfillProgress:
+    """How all backfills together stand, and what bounds them.
+
+    Attributes:
+        waiting, due, working, ready, dead, gone: how many users from before are in this state.
+        ahead_seconds: until the last moment that was given to one of them.
+        last_sweep_seconds: since the last sweep began; None: none ever did.
+        held_reason: why nobody is claimed but one probe a minute; None: all is well.
+        max_keys_per_hour: the brake; None: there is none.
+        max_per_hour: how much of it a backfill may have.
+        provision_on: the setting of that name.
+        welcome_micros: what a new user on the default plan is greeted with.
+        micros_per_credit: what a credit is worth.
+        is_uncapped: whether keys on the default plan have no limit.
+    """
+
+    waiting: int
+    due: int
+    working: int
+    ready: int
+    dead: int
+    gone: int
+    ahead_seconds: float
+    last_sweep_seconds: float | None
+    held_reason: str | None
+    max_keys_per_hour: int | None
+    max_per_hour: int | None
+    provision_on: str
+    welcome_micros: int
+    micros_per_credit: int
+    is_uncapped: bool
+
+
+async def preview_backfill(database: Supabase, chosen: OldUsers, *, after: UUID | None, users: int) -> BackfillPreview:
+    """Counts so many users whom a backfill would enrol, by id after that one. Changes nothing."""
+    (row,) = await database.call(PREVIEW_BACKFILL, chosen.arguments(after, users))
+    return BackfillPreview(**{**row, "next_after": UUID(row["next_after"]) if row["next_after"] else None})
+
+
+async def backfill(
+    database: Supabase, chosen: OldUsers, *, after: UUID | None, users: int, per_hour: int, request_id: str
+) -> BackfilledBatch:
+    """Enrols so many users, by id after that one. Repeatable: whoever is enrolled is passed over."""
+    (row,) = await database.call(
+        BACKFILL, {**chosen.arguments(after, users), "per_hour": per_hour, "request_id": request_id}
+    )
+    return BackfilledBatch(**{**row, "next_after": UUID(row["next_after"]) if row["next_after"] else None})
+
+
+async def backfill_progress(database: Supabase) -> BackfillProgress:
+    """How all backfills together stand."""
+    (row,) = await database.call(BACKFILL_PROGRESS, {})
+    return BackfillProgress(**row)

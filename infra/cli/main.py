@@ -12,6 +12,7 @@ import signal
 import uuid
 from collections.abc import Coroutine
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,8 @@ from rich.console import Console
 
 from functions.kit.errors import DoorkeyError
 from functions.kit.settings import SettingsInvalid
+from functions.provisioning.store import OldUsers
+from infra.cli import backfill as backfill_command
 from infra.cli import demo as demo_command
 from infra.cli import dev as dev_command
 from infra.cli import faults as faults_commands
@@ -119,6 +122,34 @@ def strays(
     _run(strays_command.run(console, deletes=delete), interrupted_code=130)
 
 
+@app.command(epilog="Example: [bold]doorkey backfill --created-since 2026-01-01 --yes --per-hour 400[/bold]")
+def backfill(
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this nothing is changed.")] = False,
+    user: Annotated[uuid.UUID | None, typer.Option(help="Only this user.")] = None,
+    created_since: Annotated[datetime | None, typer.Option(help="Only users created then or later, in UTC.")] = None,
+    created_before: Annotated[datetime | None, typer.Option(help="Only users created earlier, in UTC.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many users in this run.")] = None,
+    per_hour: Annotated[
+        int | None, typer.Option(min=1, help="How many keys an hour; half of max_keys_per_hour if not said.")
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, max=backfill_command.MAX_BATCH, help="How many users are enrolled at a time.")
+    ] = 100,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Follow until they have their keys, or enrol everybody and leave.")
+    ] = True,
+) -> None:
+    """Serves users from before doorkey was installed: a dry run that says users, money and hours; with --yes, the work.
+
+    Needs the functions' environment (docs/settings.md). The sweep makes the keys; this command enrols the next batch
+    when the last one is nearly done. It may be stopped at any time, which leaves one batch under way, and goes on where
+    it was when it is run again.
+    """
+    chosen = OldUsers(user, *(moment and moment.replace(tzinfo=UTC) for moment in (created_since, created_before)))
+    plan = backfill_command.BackfillPlan(chosen, limit, per_hour, batch, is_dry_run=not yes, waits=wait)
+    _run(backfill_command.run(console, plan), interrupted_code=130)
+
+
 def _options(log_folder: Path | None, latency_ms: int) -> StackOptions:
     return StackOptions(
         log_folder=log_folder.resolve() if log_folder else None,
@@ -136,7 +167,7 @@ def _run(work: Coroutine[Any, Any, None], interrupted_code: int) -> None:
             errors.print(f"  {failure.part} | {line}", style="dim", markup=False, highlight=False)
         errors.print(f"{failure.part} {failure.reason}.", style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
-    except (demo_command.DemoFailed, SettingsInvalid) as failure:
+    except (demo_command.DemoFailed, backfill_command.BackfillStopped, SettingsInvalid) as failure:
         errors.print(str(failure), style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except DoorkeyError as failure:

@@ -44,6 +44,8 @@ create table if not exists doorkey.provisioning (
   ready_at timestamptz,
   -- When time itself changes the wish: a ban or a grace period ends, and no update of the user will announce it.
   revisit_at timestamptz,
+  -- For users from before the installation: the moment that a backfill gave them. Null: enrolled in any other way.
+  backfill_at timestamptz,
   constraint leased_exactly_while_working check ((state = 'working') = (lease_expires_at is not null)),
   constraint ready_only_with_a_key check (state <> 'ready' or key_hash is not null),
   constraint no_key_before_or_after check (state not in ('waiting', 'gone') or key_hash is null),
@@ -59,6 +61,9 @@ create index if not exists provisioning_revisited
   on doorkey.provisioning (revisit_at) where state = 'ready' and revisit_at is not null;
 create index if not exists provisioning_dead
   on doorkey.provisioning (updated_at) where state = 'dead';
+-- "How far has the backfill come, and when is the next moment to give away?"
+create index if not exists provisioning_backfilled
+  on doorkey.provisioning (backfill_at, state) where backfill_at is not null;
 create index if not exists provisioning_key on doorkey.provisioning (key_hash);
 alter table doorkey.provisioning enable row level security;
 revoke all on table doorkey.provisioning from public, anon, authenticated, service_role;
@@ -74,32 +79,39 @@ create index if not exists key_requests_time on doorkey.key_requests (requested_
 alter table doorkey.key_requests enable row level security;
 revoke all on table doorkey.key_requests from public, anon, authenticated, service_role;
 
+-- The state that a user's row begins in.
+create or replace function doorkey.first_state(p_is_anonymous boolean, p_is_confirmed boolean)
+returns doorkey.provisioning_state
+language sql stable security definer set search_path = ''
+as $$
+  select case
+    when p_is_anonymous and not s.provision_anonymous then 'waiting'
+    when s.provision_on = 'manual' then 'waiting'
+    when s.provision_on = 'confirmed' and not p_is_confirmed then 'waiting'
+    else 'due'
+  end::doorkey.provisioning_state
+  from doorkey.settings as s;
+$$;
+revoke all on function doorkey.first_state(boolean, boolean) from public, anon, authenticated, service_role;
+
 -- Enters the user, or wakes a row that was waiting, and says the state. Null: not served (created before the
--- installation, deleted, or unknown). Repeatable; everything that may enrol calls this.
+-- installation and not backfilled, deleted, or unknown). Repeatable; everything that may enrol one user calls this.
 create or replace function doorkey.enrol(p_user_id uuid) returns doorkey.provisioning_state
 language plpgsql security definer set search_path = ''
 as $$
 declare
-  v_settings doorkey.settings;
-  v_user record;
   v_state doorkey.provisioning_state;
 begin
-  select * into v_settings from doorkey.settings;
-  select u.email_confirmed_at is not null or u.phone_confirmed_at is not null as is_confirmed,
-         u.is_anonymous
-    into v_user
+  select doorkey.first_state(u.is_anonymous, u.email_confirmed_at is not null or u.phone_confirmed_at is not null)
+    into v_state
     from auth.users as u
    where u.id = p_user_id and u.deleted_at is null
-     and coalesce(u.created_at, now()) >= v_settings.installed_at;
+     and (coalesce(u.created_at, now()) >= (select s.installed_at from doorkey.settings as s)
+          -- Whom a backfill entered is served like everybody else.
+          or exists (select from doorkey.provisioning as p where p.user_id = u.id));
   if not found then
     return null;
   end if;
-  v_state := case
-    when v_user.is_anonymous and not v_settings.provision_anonymous then 'waiting'
-    when v_settings.provision_on = 'manual' then 'waiting'
-    when v_settings.provision_on = 'confirmed' and not v_user.is_confirmed then 'waiting'
-    else 'due'
-  end;
   insert into doorkey.provisioning (user_id, state) values (p_user_id, v_state)
   on conflict (user_id) do update
      set state = excluded.state, due_at = now(), updated_at = now()
@@ -286,6 +298,26 @@ begin
 end
 $$;
 revoke all on function doorkey.braked_until() from public, anon, authenticated, service_role;
+
+-- How many keys an hour a backfill may have at most: a tenth of what the brake allows is kept for signups. Null: no brake.
+create or replace function doorkey.backfill_ceiling() returns integer
+language sql stable security definer set search_path = ''
+as $$
+  select s.max_keys_per_hour - ceil(s.max_keys_per_hour / 10.0)::integer from doorkey.settings as s;
+$$;
+revoke all on function doorkey.backfill_ceiling() from public, anon, authenticated, service_role;
+
+-- How many of them are left now. Null: no brake.
+create or replace function doorkey.backfill_room() returns integer
+language sql stable security definer set search_path = ''
+as $$
+  select c.ceiling - (
+           select count(*) from (
+             select from doorkey.key_requests as r
+              where r.requested_at > now() - interval '1 hour' limit c.ceiling) as recent)::integer
+    from (select doorkey.backfill_ceiling() as ceiling) as c;
+$$;
+revoke all on function doorkey.backfill_room() from public, anon, authenticated, service_role;
 
 -- Takes the lease and grants the welcome credits. Returns what the work needs, or no row: nothing to claim.
 create or replace function doorkey.claim_provisioning(p_user_id uuid, p_lease_seconds integer, p_request_id text)

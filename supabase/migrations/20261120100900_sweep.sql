@@ -36,8 +36,8 @@ begin
     from missed as m
     left join doorkey.provisioning as p on p.user_id = m.id
     join auth.users as u on u.id = m.id
-   where (p.user_id is null or p.state = 'waiting')
-     and u.deleted_at is null and coalesce(u.created_at, now()) >= v_settings.installed_at;
+   where u.deleted_at is null
+     and (p.state = 'waiting' or (p.user_id is null and coalesce(u.created_at, now()) >= v_settings.installed_at));
 
   -- The other way round: keys that are not as they should be, because a trigger missed it or the plan changed. Those
   -- noted come first, and a walk round our own rows finds the rest.
@@ -89,23 +89,30 @@ $$;
 revoke all on function doorkey.start_sweep(integer) from public, anon, authenticated, service_role;
 grant execute on function doorkey.start_sweep(integer) to service_role;
 
--- Who is due, who was left by a worker that died, and whose ban has ended: longest waiting first.
+-- Who is due, who was left by a worker that died, and whose ban has ended: longest waiting first. Those of a backfill
+-- who have no key yet come last, and only while the hour has room for them: after an hour without a sweep they are a
+-- crowd, and nobody who signs up stands behind it.
 create or replace function doorkey.due_provisioning(p_rows integer)
 returns table (user_id uuid, since timestamptz)
 language sql stable security definer set search_path = ''
 as $$
   select w.user_id, w.since
     from (
-      (select p.user_id, p.due_at as since from doorkey.provisioning as p
-        where p.state = 'due' and p.due_at <= now() order by p.due_at limit p_rows)
+      (select p.user_id, p.due_at as since, false as is_crowd from doorkey.provisioning as p
+        where p.state = 'due' and p.due_at <= now() and (p.backfill_at is null or p.key_hash is not null)
+        order by p.due_at limit p_rows)
       union all
-      (select p.user_id, p.lease_expires_at from doorkey.provisioning as p
+      (select p.user_id, p.due_at, true from doorkey.provisioning as p
+        where p.state = 'due' and p.due_at <= now() and p.backfill_at is not null and p.key_hash is null
+        order by p.due_at limit least(p_rows, doorkey.backfill_room()))
+      union all
+      (select p.user_id, p.lease_expires_at, false from doorkey.provisioning as p
         where p.state = 'working' and p.lease_expires_at <= now() order by p.lease_expires_at limit p_rows)
       union all
-      (select p.user_id, p.revisit_at from doorkey.provisioning as p
+      (select p.user_id, p.revisit_at, false from doorkey.provisioning as p
         where p.state = 'ready' and p.revisit_at <= now() order by p.revisit_at limit p_rows)
     ) as w
-   order by w.since, w.user_id limit p_rows;
+   order by w.is_crowd, w.since, w.user_id limit p_rows;
 $$;
 revoke all on function doorkey.due_provisioning(integer) from public, anon, authenticated, service_role;
 

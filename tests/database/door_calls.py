@@ -76,12 +76,12 @@ class Call:
 
     Attributes:
         arguments: by position.
-        answer: `account`: the caller's own; `health`: a report; `nothing`: no rows; `null`: no value; else a refusal
-            of REFUSALS.
+        answer: `account`: the caller's own; `health`, `progress`: a report; `nothing`: no rows; `null`: no value;
+            else a refusal of REFUSALS.
     """
 
     arguments: tuple[object, ...]
-    answer: Literal["account", "health", "nothing", "lease_lost", "page_out_of_range", "no_key", "null"]
+    answer: Literal["account", "health", "progress", "nothing", "lease_lost", "page_out_of_range", "no_key", "null"]
 
 
 # The function's own words, and the HTTP status that each asks for.
@@ -103,9 +103,16 @@ _CALLS = {
     "defer_provisioning": Call((NOBODY, 1, "door", 0, False, "door"), "lease_lost"),
     "reveal_key": Call((NOBODY, "door"), "nothing"),
     "health": Call((), "health"),
+    "preview_backfill": Call((None, NOBODY, None, None, 0), "page_out_of_range"),
+    "backfill_users": Call((None, NOBODY, None, None, 0, 1, "door"), "page_out_of_range"),
+    "backfill_progress": Call((), "progress"),
 }
-# The two whose public name is another.
-_CALLS |= {"get_my_account": _CALLS["my_account"], "get_doorkey_health": _CALLS["health"]}
+# Those whose public name is another.
+_CALLS |= {
+    "get_my_account": _CALLS["my_account"],
+    "get_doorkey_health": _CALLS["health"],
+    "get_backfill_progress": _CALLS["backfill_progress"],
+}
 
 
 def call_of(function: Function) -> Call:

@@ -219,6 +219,8 @@ async def test_functions_answer_their_callers_and_nobody_else(
             assert result["user_id"] == str(data_api.people[subject])
         elif call.answer == "health":
             assert result["is_pg_net_present"] is True
+        elif call.answer == "progress":
+            assert [row["provision_on"] for row in result] == ["confirmed"]
         else:
             assert result == (None if call.answer == "null" else [])
 
