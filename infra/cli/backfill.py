@@ -190,6 +190,11 @@ class _Backfill:
         self._unfilled_profiles = 0
 
     async def run(self, progress: BackfillProgress) -> None:
+        """To the end; `progress` is how it stands now.
+
+        Raises:
+            BackfillStopped: as for the command.
+        """
         late = _sweep_lateness(progress)
         if late and self._plan.waits:
             raise BackfillStopped(

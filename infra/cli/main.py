@@ -142,8 +142,8 @@ def backfill(
     """Serves users from before doorkey was installed: a dry run that says users, money and hours; with --yes, the work.
 
     Needs the functions' environment (docs/settings.md). The sweep makes the keys; this command enrols the next batch
-    when the last one is nearly done. It may be stopped at any time, which leaves one batch under way, and goes on where
-    it was when it is run again.
+    when the last one is nearly done. It may be stopped at any time: the sweep finishes what is under way. Run again, it
+    goes on where it was.
     """
     chosen = OldUsers(user, *(moment and moment.replace(tzinfo=UTC) for moment in (created_since, created_before)))
     plan = backfill_command.BackfillPlan(chosen, limit, per_hour, batch, is_dry_run=not yes, waits=wait)

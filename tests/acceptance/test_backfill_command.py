@@ -274,10 +274,10 @@ async def test_those_given_up_are_named_and_the_code_is_not_zero(crowd: Crowd) -
     ("bound", "sentence"),
     [("STALLED_SECONDS", "Nothing has changed for"), ("SWEEP_LATE_SECONDS", "Start the sweep and run this again")],
 )
-async def test_it_does_not_wait_for_ever(
+async def test_it_waits_for_its_batch_and_not_for_ever(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch, bound: str, sentence: str
 ) -> None:
-    await crowd.join(1)
+    await crowd.join(2)
     for name, value in crowd.stack.functions_environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(backfill, bound, 5.0)
@@ -286,7 +286,7 @@ async def test_it_does_not_wait_for_ever(
         OldUsers(created_since=crowd.since, created_before=crowd.since + timedelta(hours=1)),
         limit=None,
         per_hour=36_000,
-        batch=100,
+        batch=1,
         is_dry_run=False,
         waits=True,
     )
