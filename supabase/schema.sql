@@ -490,6 +490,7 @@ create table "doorkey"."settings" (
   "max_keys_per_hour"      integer                  default 500,
   "held_reason"            text,
   "held_until"             timestamp with time zone,
+  "outage_failures"        integer                  not null default 0,
   "audit_days"             integer                  not null default 365,
   "sweep_cursor"           uuid,
   "heal_cursor"            uuid,
@@ -502,6 +503,7 @@ create table "doorkey"."settings" (
   constraint "settings_max_keys_per_hour_check" check ((max_keys_per_hour > 0)),
   constraint "settings_micros_per_credit_check" check ((micros_per_credit > 0)),
   constraint "settings_only_row_check" check (only_row),
+  constraint "settings_outage_failures_check" check ((outage_failures >= 0)),
   constraint "settings_pkey" primary key (only_row),
   constraint "settings_provision_on_check" check ((provision_on = ANY (ARRAY['confirmed'::text, 'created'::text, 'manual'::text]))),
   constraint "settings_rotation_grace_seconds_check" check (((rotation_grace_seconds >= 0) AND (rotation_grace_seconds <= 604800))),
@@ -601,16 +603,17 @@ create or replace function public.defer_provisioning (
   error         text,
   delay_seconds integer,
   gives_up      boolean,
+  is_outage     boolean,
   request_id    text
 )
   returns text
   language sql
   set search_path to ''
-  AS $function$ select doorkey.defer_provisioning($1, $2, $3, $4, $5, $6); $function$;
+  AS $function$ select doorkey.defer_provisioning($1, $2, $3, $4, $5, $6, $7); $function$;
 
-revoke all on function "public"."defer_provisioning"(uuid, integer, text, integer, boolean, text) from public;
+revoke all on function "public"."defer_provisioning"(uuid, integer, text, integer, boolean, boolean, text) from public;
 
-grant execute on function "public"."defer_provisioning"(uuid, integer, text, integer, boolean, text) to "service_role";
+grant execute on function "public"."defer_provisioning"(uuid, integer, text, integer, boolean, boolean, text) to "service_role";
 
 -- public.finish_key_deletion
 
@@ -1322,6 +1325,7 @@ create or replace function doorkey.defer_provisioning (
   p_error         text,
   p_delay_seconds integer,
   p_gives_up      boolean,
+  p_is_outage     boolean,
   p_request_id    text
 )
   returns text
@@ -1330,12 +1334,21 @@ create or replace function doorkey.defer_provisioning (
   set search_path to ''
   AS $function$
 declare
+  v_max_outage_failures constant integer := 10;
+  v_outage_failures integer;
   v_state doorkey.provisioning_state;
 begin
   if p_delay_seconds is null or p_delay_seconds not between 0 and 86400 then
     raise sqlstate 'PT422' using message = 'delay_out_of_range', hint = 'A delay lasts 0 to 86400 seconds.';
   end if;
   perform doorkey.hold_lease(p_user_id, p_attempt);
+  if p_is_outage then
+    update doorkey.settings as s set outage_failures = s.outage_failures + 1
+    returning s.outage_failures into v_outage_failures;
+    if v_outage_failures >= v_max_outage_failures then
+      return doorkey.hold_provisioning(p_user_id, p_attempt, p_error, p_request_id);
+    end if;
+  end if;
   update doorkey.provisioning as p
      -- A wish that came meanwhile has not been tried at all.
      set state = case when p_gives_up and p.wanted = p.claimed then 'dead' else 'due' end::doorkey.provisioning_state,
@@ -1355,9 +1368,9 @@ begin
 end
 $function$;
 
-revoke all on function "doorkey"."defer_provisioning"(uuid, integer, text, integer, boolean, text) from public;
+revoke all on function "doorkey"."defer_provisioning"(uuid, integer, text, integer, boolean, boolean, text) from public;
 
-grant execute on function "doorkey"."defer_provisioning"(uuid, integer, text, integer, boolean, text) to "service_role";
+grant execute on function "doorkey"."defer_provisioning"(uuid, integer, text, integer, boolean, boolean, text) to "service_role";
 
 -- doorkey.desired_key
 
@@ -1840,7 +1853,8 @@ create or replace function doorkey.lift_hold()
   security definer
   set search_path to ''
   AS $function$
-  update doorkey.settings set held_reason = null, held_until = null where held_reason is not null;
+  update doorkey.settings set held_reason = null, held_until = null, outage_failures = 0
+   where held_reason is not null or outage_failures > 0;
 $function$;
 
 revoke all on function "doorkey"."lift_hold"() from public;
@@ -2652,7 +2666,7 @@ begin
 
   select array_agg(page.id order by page.id) into v_page
     from (select u.id from auth.users as u
-           where v_settings.sweep_cursor is null or u.id > v_settings.sweep_cursor
+           where u.id > coalesce(v_settings.sweep_cursor, '00000000-0000-0000-0000-000000000000')
            order by u.id limit p_users) as page;
   with missed as (
     select a.user_id as id from doorkey.audit_log as a
@@ -2671,7 +2685,7 @@ begin
   -- noted come first, and a walk round our own rows finds the rest.
   select array_agg(page.user_id order by page.user_id) into v_rows
     from (select p.user_id from doorkey.provisioning as p
-           where v_settings.heal_cursor is null or p.user_id > v_settings.heal_cursor
+           where p.user_id > coalesce(v_settings.heal_cursor, '00000000-0000-0000-0000-000000000000')
            order by p.user_id limit p_users) as page;
   with looked_at as (
     select a.user_id from doorkey.audit_log as a

@@ -33,6 +33,7 @@ class OpenRouterError(DoorkeyError):
     Attributes:
         is_outcome_unknown: whether it may have happened all the same.
         is_everybodys: whether it is about the account and not about this key.
+        is_outage: whether OpenRouter may be away: that several in a row meet the same would show it.
         retry_after_seconds: how long OpenRouter asked to be left alone.
     """
 
@@ -41,6 +42,7 @@ class OpenRouterError(DoorkeyError):
     is_outcome_unknown = False
     # Whether it would have been refused to anybody: then trying others is pointless, and costs them nothing.
     is_everybodys = False
+    is_outage = False
 
     def __init__(self, private: str = "", retry_after_seconds: float | None = None) -> None:
         super().__init__(private)
@@ -51,6 +53,7 @@ class OpenRouterUnreachable(OpenRouterError):
     """OpenRouter can't be reached; nothing was sent."""
 
     code = "openrouter_unreachable"
+    is_outage = True
 
 
 class OpenRouterAnswerLost(OpenRouterError):
@@ -61,6 +64,7 @@ class OpenRouterAnswerLost(OpenRouterError):
 
     code = "openrouter_answer_lost"
     is_outcome_unknown = True
+    is_outage = True
 
 
 class OpenRouterLimited(OpenRouterError):

@@ -242,6 +242,7 @@ class Provisioner:
                     error=error.code,
                     delay_seconds=plan.delay_seconds,
                     gives_up=plan.gives_up,
+                    is_outage=error.is_outage,
                     request_id=request_id,
                 )
         except DatabaseRefused:

@@ -38,7 +38,7 @@ FINISH_KEY_DELETION = Rpc(
 )
 DEFER = Rpc(
     "defer_provisioning",
-    ("user_id", "attempt", "error", "delay_seconds", "gives_up", "request_id"),
+    ("user_id", "attempt", "error", "delay_seconds", "gives_up", "is_outage", "request_id"),
     "service_role",
 )
 HOLD = Rpc("hold_provisioning", ("user_id", "attempt", "error", "request_id"), "service_role")
@@ -169,9 +169,10 @@ async def defer(
     error: str,
     delay_seconds: int,
     gives_up: bool,
+    is_outage: bool,
     request_id: str,
 ) -> ProvisioningState:
-    """Ends an attempt that failed."""
+    """Ends an attempt that failed. Several in a row by an outage hold the queue, and burn no more attempts."""
     state = await database.call(
         DEFER,
         {
@@ -180,6 +181,7 @@ async def defer(
             "error": error,
             "delay_seconds": delay_seconds,
             "gives_up": gives_up,
+            "is_outage": is_outage,
             "request_id": request_id,
         },
     )

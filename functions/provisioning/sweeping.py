@@ -18,7 +18,7 @@ from functions.kit.clock import Clock
 from functions.kit.errors import DoorkeyError
 from functions.kit.observability import WorkLine
 from functions.provisioning import store
-from functions.provisioning.steps import Provisioner
+from functions.provisioning.steps import Outcome, Provisioner
 from functions.provisioning.strays import collect_strays
 
 USERS_PER_SWEEP = 5_000
@@ -87,7 +87,8 @@ async def _redrive(
 ) -> tuple[Counter[str], bool]:
     """Provisions page after page of who is due; says how each ended, and whether nobody was left."""
     outcomes: Counter[str] = Counter()
-    seen: set[UUID] = set()
+    done: set[UUID] = set()
+    passed_by: set[UUID] = set()
     room = asyncio.Semaphore(CONCURRENCY)
 
     async def one(user_id: UUID) -> None:
@@ -96,21 +97,33 @@ async def _redrive(
                 outcomes["out_of_time"] += 1
                 return
             try:
-                outcomes[(await provisioner.provision(user_id, request_id=request_id)).value] += 1
+                outcome = await provisioner.provision(user_id, request_id=request_id)
             except DoorkeyError:
                 # Its line is written; the others must not wait for it.
                 outcomes["failed"] += 1
+                done.add(user_id)
+                return
+            if outcome is Outcome.NOTHING_TO_DO:
+                passed_by.add(user_id)
+                return
+            outcomes[outcome.value] += 1
+            done.add(user_id)
 
+    is_everything_done = False
     for _ in range(MAX_PAGES):
         if not is_time_left():
-            return outcomes, False
-        # A row that stays due although it was worked on, because somebody else holds it, comes again: once is enough.
-        due = [u for u in await store.list_due(provisioner.database, due_rows=DUE_PER_PAGE) if u not in seen]
-        if not due:
-            return outcomes, True
-        seen.update(due)
+            break
+        # A row that stays due although it was worked on comes again: once is enough.
+        due = [u for u in await store.list_due(provisioner.database, due_rows=DUE_PER_PAGE) if u not in done]
+        before = len(done)
         await asyncio.gather(*(one(user_id) for user_id in due))
-    return outcomes, False
+        # Who could not be claimed is asked again once others could: if the queue was held, one of them was the probe.
+        if len(done) == before:
+            is_everything_done = not due
+            break
+    if passed_by - done:
+        outcomes[Outcome.NOTHING_TO_DO.value] = len(passed_by - done)
+    return outcomes, is_everything_done
 
 
 async def _collect(provisioner: Provisioner, settings: SweepSettings, line: WorkLine, clock: Clock) -> None:

@@ -70,6 +70,8 @@ create table if not exists doorkey.settings (
   -- minute, and no attempts are burnt.
   held_reason text,
   held_until timestamptz,
+  -- How many attempts in a row found OpenRouter away, without one success between.
+  outage_failures integer not null default 0 check (outage_failures >= 0),
   check ((held_reason is null) = (held_until is null)),
   -- How long the audit log remembers.
   audit_days integer not null default 365 check (audit_days > 0),

@@ -432,7 +432,8 @@ revoke all on function doorkey.hold_lease(uuid, integer) from public, anon, auth
 create or replace function doorkey.lift_hold() returns void
 language sql security definer set search_path = ''
 as $$
-  update doorkey.settings set held_reason = null, held_until = null where held_reason is not null;
+  update doorkey.settings set held_reason = null, held_until = null, outage_failures = 0
+   where held_reason is not null or outage_failures > 0;
 $$;
 revoke all on function doorkey.lift_hold() from public, anon, authenticated, service_role;
 
@@ -654,50 +655,6 @@ revoke all on function public.finish_key_deletion(uuid, integer, text, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.finish_key_deletion(uuid, integer, text, text) to service_role;
 
--- Ends an attempt that failed: due again after the delay that the caller worked out, or dead. Says which.
-create or replace function doorkey.defer_provisioning(
-  p_user_id uuid, p_attempt integer, p_error text, p_delay_seconds integer, p_gives_up boolean, p_request_id text
-) returns text
-language plpgsql security definer set search_path = ''
-as $$
-declare
-  v_state doorkey.provisioning_state;
-begin
-  if p_delay_seconds is null or p_delay_seconds not between 0 and 86400 then
-    raise sqlstate 'PT422' using message = 'delay_out_of_range', hint = 'A delay lasts 0 to 86400 seconds.';
-  end if;
-  perform doorkey.hold_lease(p_user_id, p_attempt);
-  update doorkey.provisioning as p
-     -- A wish that came meanwhile has not been tried at all.
-     set state = case when p_gives_up and p.wanted = p.claimed then 'dead' else 'due' end::doorkey.provisioning_state,
-         lease_expires_at = null,
-         failures = case when p.wanted = p.claimed then p.failures + 1 else 0 end,
-         last_error = p_error,
-         due_at = now() + make_interval(secs => p_delay_seconds),
-         updated_at = now()
-   where p.user_id = p_user_id
-  returning p.state into v_state;
-  if v_state = 'dead' then
-    perform doorkey.show_on_profile(p_user_id, 'failed', null, null);
-  end if;
-  perform doorkey.write_audit('provisioning', 'attempt.failed', p_user_id, p_request_id,
-    jsonb_build_object('attempt', p_attempt, 'error', p_error, 'state', v_state));
-  return v_state;
-end
-$$;
-revoke all on function doorkey.defer_provisioning(uuid, integer, text, integer, boolean, text)
-  from public, anon, authenticated, service_role;
-grant execute on function doorkey.defer_provisioning(uuid, integer, text, integer, boolean, text) to service_role;
-
-create or replace function public.defer_provisioning(
-  user_id uuid, attempt integer, error text, delay_seconds integer, gives_up boolean, request_id text
-) returns text
-language sql set search_path = ''
-as $$ select doorkey.defer_provisioning($1, $2, $3, $4, $5, $6); $$;
-revoke all on function public.defer_provisioning(uuid, integer, text, integer, boolean, text)
-  from public, anon, authenticated, service_role;
-grant execute on function public.defer_provisioning(uuid, integer, text, integer, boolean, text) to service_role;
-
 -- Ends an attempt that OpenRouter would have refused to anybody: no attempt is burnt, and nobody is claimed for a minute.
 create or replace function doorkey.hold_provisioning(
   p_user_id uuid, p_attempt integer, p_error text, p_request_id text
@@ -728,6 +685,63 @@ as $$ select doorkey.hold_provisioning($1, $2, $3, $4); $$;
 revoke all on function public.hold_provisioning(uuid, integer, text, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.hold_provisioning(uuid, integer, text, text) to service_role;
+
+-- Ends an attempt that failed: due again after the delay that the caller worked out, or dead. Says which.
+-- p_is_outage: OpenRouter may be away. That several in a row found it so, without one success between, is not about
+-- any of them: then the queue is held, and no attempts are burnt until OpenRouter is back.
+create or replace function doorkey.defer_provisioning(
+  p_user_id uuid, p_attempt integer, p_error text, p_delay_seconds integer, p_gives_up boolean, p_is_outage boolean,
+  p_request_id text
+) returns text
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_max_outage_failures constant integer := 10;
+  v_outage_failures integer;
+  v_state doorkey.provisioning_state;
+begin
+  if p_delay_seconds is null or p_delay_seconds not between 0 and 86400 then
+    raise sqlstate 'PT422' using message = 'delay_out_of_range', hint = 'A delay lasts 0 to 86400 seconds.';
+  end if;
+  perform doorkey.hold_lease(p_user_id, p_attempt);
+  if p_is_outage then
+    update doorkey.settings as s set outage_failures = s.outage_failures + 1
+    returning s.outage_failures into v_outage_failures;
+    if v_outage_failures >= v_max_outage_failures then
+      return doorkey.hold_provisioning(p_user_id, p_attempt, p_error, p_request_id);
+    end if;
+  end if;
+  update doorkey.provisioning as p
+     -- A wish that came meanwhile has not been tried at all.
+     set state = case when p_gives_up and p.wanted = p.claimed then 'dead' else 'due' end::doorkey.provisioning_state,
+         lease_expires_at = null,
+         failures = case when p.wanted = p.claimed then p.failures + 1 else 0 end,
+         last_error = p_error,
+         due_at = now() + make_interval(secs => p_delay_seconds),
+         updated_at = now()
+   where p.user_id = p_user_id
+  returning p.state into v_state;
+  if v_state = 'dead' then
+    perform doorkey.show_on_profile(p_user_id, 'failed', null, null);
+  end if;
+  perform doorkey.write_audit('provisioning', 'attempt.failed', p_user_id, p_request_id,
+    jsonb_build_object('attempt', p_attempt, 'error', p_error, 'state', v_state));
+  return v_state;
+end
+$$;
+revoke all on function doorkey.defer_provisioning(uuid, integer, text, integer, boolean, boolean, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.defer_provisioning(uuid, integer, text, integer, boolean, boolean, text) to service_role;
+
+create or replace function public.defer_provisioning(
+  user_id uuid, attempt integer, error text, delay_seconds integer, gives_up boolean, is_outage boolean,
+  request_id text
+) returns text
+language sql set search_path = ''
+as $$ select doorkey.defer_provisioning($1, $2, $3, $4, $5, $6, $7); $$;
+revoke all on function public.defer_provisioning(uuid, integer, text, integer, boolean, boolean, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.defer_provisioning(uuid, integer, text, integer, boolean, boolean, text) to service_role;
 
 -- Gives rows that were given up, or wait for their next try, another chance now: one user's, those with one error, or
 -- all. Says how many; a bounded number a call.

@@ -24,7 +24,7 @@ begin
 
   select array_agg(page.id order by page.id) into v_page
     from (select u.id from auth.users as u
-           where v_settings.sweep_cursor is null or u.id > v_settings.sweep_cursor
+           where u.id > coalesce(v_settings.sweep_cursor, '00000000-0000-0000-0000-000000000000')
            order by u.id limit p_users) as page;
   with missed as (
     select a.user_id as id from doorkey.audit_log as a
@@ -43,7 +43,7 @@ begin
   -- noted come first, and a walk round our own rows finds the rest.
   select array_agg(page.user_id order by page.user_id) into v_rows
     from (select p.user_id from doorkey.provisioning as p
-           where v_settings.heal_cursor is null or p.user_id > v_settings.heal_cursor
+           where p.user_id > coalesce(v_settings.heal_cursor, '00000000-0000-0000-0000-000000000000')
            order by p.user_id limit p_users) as page;
   with looked_at as (
     select a.user_id from doorkey.audit_log as a

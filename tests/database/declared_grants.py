@@ -87,7 +87,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "public.classify_keys(text[], uuid[], integer[])": ("service_role",),
     "public.recheck_key(uuid, text)": ("service_role",),
     "public.request_key_rotation(uuid, integer, text)": ("service_role",),
-    "public.defer_provisioning(uuid, integer, text, integer, boolean, text)": ("service_role",),
+    "public.defer_provisioning(uuid, integer, text, integer, boolean, boolean, text)": ("service_role",),
     "public.reveal_key(uuid, text)": ("service_role",),
     "public.preview_backfill(uuid, uuid, timestamp with time zone, timestamp with time zone, integer)": (
         "service_role",
@@ -109,7 +109,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.classify_keys(text[], uuid[], integer[])": ("service_role",),
     "doorkey.recheck_key(uuid, text)": ("service_role",),
     "doorkey.request_key_rotation(uuid, integer, text)": ("service_role",),
-    "doorkey.defer_provisioning(uuid, integer, text, integer, boolean, text)": ("service_role",),
+    "doorkey.defer_provisioning(uuid, integer, text, integer, boolean, boolean, text)": ("service_role",),
     "doorkey.reveal_key(uuid, text)": ("service_role",),
     "doorkey.health()": ("service_role",),
     "doorkey.preview_backfill(uuid, uuid, timestamp with time zone, timestamp with time zone, integer)": (

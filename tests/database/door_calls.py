@@ -100,7 +100,7 @@ _CALLS = {
     "classify_keys": Call(([], [], []), "nothing"),
     "recheck_key": Call((NOBODY, "door"), "null"),
     "request_key_rotation": Call((NOBODY, 0, "door"), "no_key"),
-    "defer_provisioning": Call((NOBODY, 1, "door", 0, False, "door"), "lease_lost"),
+    "defer_provisioning": Call((NOBODY, 1, "door", 0, False, False, "door"), "lease_lost"),
     "reveal_key": Call((NOBODY, "door"), "nothing"),
     "health": Call((), "health"),
     "preview_backfill": Call((None, NOBODY, None, None, 0), "page_out_of_range"),

@@ -154,3 +154,40 @@ async def test_those_who_ask_at_once_do_not_overrun_the_hour(database: Database,
     assert sum(claim is not None for claim in claims) == 3
     waiting = "select count(*) from doorkey.provisioning where state = 'due' and due_at > now() and attempt = 0"
     assert await database.value(waiting) == 13
+
+
+# -- OpenRouter is away -----------------------------------------------------------------------------------------------
+
+
+async def test_ten_failures_in_a_row_without_a_success_hold_the_queue(doors: Doors) -> None:
+    users = [await doors.database.insert_user() for _ in range(12)]
+    for user_id in users[:9]:
+        await doors.defer(await doors.claimed(user_id), 60, is_outage=True)
+    # One success, and it is not OpenRouter that is away.
+    await doors.make_ready(users[9])
+    await doors.database.run("update doorkey.provisioning set due_at = now() where state = 'due'")
+    for user_id in users[:9]:
+        await doors.defer(await doors.claimed(user_id), 60, is_outage=True)
+    await doors.defer(await doors.claimed(users[10]), 60, is_outage=False)
+    assert await doors.database.value("select held_reason from doorkey.settings") is None
+    last = await doors.claimed(users[11])
+    assert await doors.defer(last, 60, is_outage=True) == "due"
+    row = await doors.row(users[11])
+    assert row is not None
+    assert (row["failures"], row["due_at"] <= row["updated_at"]) == (0, True)
+    assert await doors.database.value("select held_reason from doorkey.settings") == "openrouter_limited"
+    await doors.database.run("update doorkey.provisioning set due_at = now() where state = 'due'")
+    assert await doors.claim(users[0]) is None
+
+
+async def test_the_probe_that_succeeds_lets_everybody_go(doors: Doors) -> None:
+    users = [await doors.database.insert_user() for _ in range(12)]
+    for user_id in users[:10]:
+        await doors.defer(await doors.claimed(user_id), is_outage=True)
+    assert await doors.claim(users[10]) is None
+    await doors.database.run("update doorkey.settings set held_until = now()")
+    probe = await doors.claimed(users[10])
+    assert await doors.claim(users[11]) is None
+    await doors.finish(probe)
+    assert await doors.claim(users[11]) is not None
+    assert await doors.database.value("select outage_failures from doorkey.settings") == 0

@@ -104,14 +104,17 @@ class Doors:
         """The user asks for another key; the state of the row."""
         return await self._word("select public.request_key_rotation(%s, %s, 'r') as word", user_id, grace_seconds)
 
-    async def defer(self, claim: Row, delay_seconds: int | None = 0, *, gives_up: bool = False) -> str:
+    async def defer(
+        self, claim: Row, delay_seconds: int | None = 0, *, gives_up: bool = False, is_outage: bool = False
+    ) -> str:
         """Ends the attempt as failed."""
         return await self._word(
-            "select public.defer_provisioning(%s, %s, 'openrouter_limited', %s, %s, 'r') as word",
+            "select public.defer_provisioning(%s, %s, 'openrouter_limited', %s, %s, %s, 'r') as word",
             claim["user_id"],
             claim["attempt"],
             delay_seconds,
             gives_up,
+            is_outage,
         )
 
     async def make_ready(self, user_id: uuid.UUID) -> Row:
