@@ -1,8 +1,9 @@
 # Everything starts here; every target does its own set-up. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test check format schema lock clean
+.PHONY: help setup demo dev test check format schema lock package deploy remove clean
 BIN := .venv/bin
 export PYTHON ?= python3
+OSLS := node_modules/.bin/osls
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -35,8 +36,24 @@ format: setup ## Format the code and mend what can be mended by itself
 schema: setup ## Generate supabase/schema.sql from the migrations
 	@$(BIN)/python -m infra.local.schema_export
 
-lock: setup ## Resolve the lock files again from pyproject.toml and package.json
+lock: ## Resolve the lock files again from pyproject.toml and package.json
 	@sh infra/lock.sh
 
+package: setup ## The zip for Lambda and the CloudFormation, into build/
+	@$(BIN)/python -m infra.aws.package
+	@$(OSLS) package --stage $(or $(STAGE),dev) --package build/aws
+
+# Forced: without a change of the code too, a changed secret must get in. CloudFormation reads it when it updates a function.
+deploy: ## Put it on AWS, or what changed: make deploy STAGE=prod
+	@test -n "$(STAGE)" || (echo "Say where to: make deploy STAGE=prod" && false)
+	@$(MAKE) --no-print-directory setup
+	@$(BIN)/python -m infra.aws.package
+	@$(OSLS) deploy --stage $(STAGE) --force --verbose
+
+remove: ## Take it away from AWS, but for the secret: make remove STAGE=prod
+	@test -n "$(STAGE)" || (echo "Say what: make remove STAGE=prod" && false)
+	@$(MAKE) --no-print-directory setup
+	@$(OSLS) remove --stage $(STAGE)
+
 clean: ## Remove what was installed and built
-	@rm -rf .venv node_modules build
+	@rm -rf .venv node_modules build .serverless
