@@ -276,8 +276,8 @@ class ApiEntry:
 
 
 def _build_from_environment() -> FastAPI:
-    start_logging()
     settings = Settings.from_environment()
+    start_logging(metrics_stage=settings.doorkey_metrics_stage)
     return build(settings, build_clients(settings))
 
 

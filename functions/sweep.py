@@ -37,8 +37,8 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
 
 
 def _build_from_environment() -> Handle:
-    start_logging()
     settings = Settings.from_environment()
+    start_logging(metrics_stage=settings.doorkey_metrics_stage)
     return build(settings, build_clients(settings))
 
 

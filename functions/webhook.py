@@ -96,8 +96,8 @@ def read_user_id(body: bytes) -> UUID | None:
 
 
 def _build_from_environment() -> Handle:
-    start_logging()
     settings = Settings.from_environment()
+    start_logging(metrics_stage=settings.doorkey_metrics_stage)
     return build(settings, build_clients(settings))
 
 

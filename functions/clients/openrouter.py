@@ -78,6 +78,7 @@ class ManagementKeyRejected(OpenRouterError):
 
     code = "management_key_rejected"
     is_everybodys = True
+    is_key_rejected = True
 
 
 class ManagementKeyForbidden(ManagementKeyRejected):

@@ -61,6 +61,7 @@ class ServiceKeyRejected(SupabaseError):
 
     code = "service_key_rejected"
     status = 503
+    is_key_rejected = True
 
 
 class PublishableKeyRejected(SupabaseError):
@@ -68,6 +69,7 @@ class PublishableKeyRejected(SupabaseError):
 
     code = "publishable_key_rejected"
     status = 503
+    is_key_rejected = True
 
 
 class DatabaseRefused(SupabaseError):

@@ -34,12 +34,14 @@ class DoorkeyError(Exception):
     Attributes:
         code: the stable address of the error; clients branch on it.
         status: the HTTP status.
+        is_key_rejected: whether one of the server's own keys was rejected; that is counted, and raises an alarm.
         private: a detail for the log; never shown, and never a secret, a token or an e-mail either.
         headers: HTTP headers that go with the answer.
     """
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
+    is_key_rejected: ClassVar[bool] = False
 
     def __init__(self, private: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(f"{self.code}: {private}" if private else self.code)

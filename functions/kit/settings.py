@@ -122,7 +122,7 @@ class Settings(BaseModel):
         description="SHA-256 in hex of the token that opens /health/ready. None: nobody can open it.",
     )
     doorkey_lease_seconds: int = Field(
-        default=90,
+        default=120,
         ge=1,
         le=3600,
         description="How long one attempt holds a user's row; longer than any function's time-out.",
@@ -152,6 +152,11 @@ class Settings(BaseModel):
         gt=0,
         le=60,
         description="How long to wait for one answer of Supabase or OpenRouter.",
+    )
+    doorkey_metrics_stage: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9-]{1,64}$",
+        description="Set on Lambda: log lines carry metrics for CloudWatch, of this stage. None: no metrics.",
     )
 
     @field_validator(

@@ -30,7 +30,7 @@ from functions.kit.errors import DoorkeyError
 from functions.kit.observability import WorkLine
 from functions.kit.sealing import Sealer
 from functions.kit.settings import Settings
-from functions.provisioning import store
+from functions.provisioning import metrics, store
 from functions.provisioning.names import KeyName
 from functions.provisioning.retry import next_try
 from functions.provisioning.states import KeyAction, ProvisioningState
@@ -114,9 +114,11 @@ class Provisioner:
                 line.add(outcome="failed", error=type(error).__name__)
                 if isinstance(error, DoorkeyError):
                     line.add_error(error)
+                line.measure(metrics.attempts("failed"), 1)
                 line.write(logging.ERROR)
                 raise
             line.add(outcome=outcome)
+            line.measure(metrics.attempts(outcome), 1)
             line.write(logging.INFO if outcome is Outcome.READY else logging.WARNING)
             if not is_due_again:
                 return outcome

@@ -17,7 +17,7 @@ from uuid import UUID
 from functions.kit.clock import Clock
 from functions.kit.errors import DoorkeyError
 from functions.kit.observability import WorkLine
-from functions.provisioning import store
+from functions.provisioning import metrics, store
 from functions.provisioning.steps import Outcome, Provisioner
 from functions.provisioning.strays import collect_strays
 
@@ -66,6 +66,10 @@ async def sweep(provisioner: Provisioner, settings: SweepSettings, *, request_id
             held_reason=start.held_reason,
             is_braked=start.is_braked,
         )
+        line.measure(metrics.OLDEST_DUE_SECONDS, start.oldest_due_seconds)
+        line.measure(metrics.DEAD_ROWS, start.dead)
+        line.measure(metrics.QUEUE_HELD, int(start.held_reason is not None))
+        line.measure(metrics.HOURLY_BRAKE, int(start.is_braked))
         with line.step("redrive"):
             outcomes, is_everything_done = await _redrive(provisioner, request_id, is_time_left)
         line.add(redriven=sum(outcomes.values()), is_everything_done=is_everything_done)
@@ -77,6 +81,7 @@ async def sweep(provisioner: Provisioner, settings: SweepSettings, *, request_id
         line.add_error(error)
         line.write(logging.ERROR)
         raise
+    line.measure(metrics.SWEEPS_FINISHED, 1)
     is_trouble = start.held_reason is not None or start.is_braked or start.dead > 0
     line.write(logging.WARNING if is_trouble else logging.INFO)
     return line
@@ -147,3 +152,5 @@ async def _collect(provisioner: Provisioner, settings: SweepSettings, line: Work
         oldest_stray_seconds=report.oldest_stray_seconds,
         is_stray_search_complete=report.is_complete,
     )
+    line.measure(metrics.STRAY_KEYS, report.stray_keys)
+    line.measure(metrics.OLDEST_STRAY_SECONDS, report.oldest_stray_seconds)

@@ -89,4 +89,5 @@ class Conventions:
         error = scope["state"].get("error")
         if isinstance(error, DoorkeyError):
             line.add(code=error.code, detail=error.private)
+            line.count_rejected_key(error)
         line.write(logging.ERROR if status is None or status >= 500 else logging.INFO)

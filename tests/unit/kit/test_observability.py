@@ -7,11 +7,15 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from functions.kit.observability import WorkLine, logger, start_logging
+from functions.clients.openrouter import ManagementKeyRejected
+from functions.clients.supabase import PublishableKeyRejected, ServiceKeyRejected
+from functions.kit.errors import DoorkeyError, UserTokenRejected
+from functions.kit.observability import Metric, WorkLine, logger, start_logging
 
 
 @pytest.fixture
@@ -103,3 +107,70 @@ def test_starting_twice_does_not_write_twice(log: io.StringIO) -> None:
     start_logging(log)
     WorkLine("request.handled").write()
     assert len(lines_of(log)) == 1
+
+
+@pytest.fixture
+def lambda_log() -> Iterator[io.StringIO]:
+    """What doorkey writes where metrics are wanted."""
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    stream = io.StringIO()
+    start_logging(stream, metrics_stage="prod")
+    yield stream
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+def measured() -> WorkLine:
+    line = WorkLine("sweep.finished", dead=3)
+    line.measure(Metric("DeadRows"), 3)
+    line.measure(Metric("OldestDueSeconds", "Seconds"), 0)
+    return line
+
+
+def test_a_line_carries_its_metrics_in_the_embedded_format(lambda_log: io.StringIO) -> None:
+    measured().write()
+    (written,) = lines_of(lambda_log)
+    embedded = written["_aws"]
+    assert abs(embedded["Timestamp"] / 1000 - datetime.fromisoformat(written["time"]).timestamp()) < 0.01
+    assert embedded["CloudWatchMetrics"] == [
+        {
+            "Namespace": "doorkey",
+            "Dimensions": [["Stage"]],
+            "Metrics": [{"Name": "DeadRows", "Unit": "Count"}, {"Name": "OldestDueSeconds", "Unit": "Seconds"}],
+        }
+    ]
+    assert (written["Stage"], written["DeadRows"], written["OldestDueSeconds"]) == ("prod", 3, 0)
+    assert (written["event"], written["dead"]) == ("sweep.finished", 3)
+
+
+def test_a_line_without_metrics_says_nothing_of_them(lambda_log: io.StringIO) -> None:
+    WorkLine("request.handled").write()
+    logger.warning("request.failed")
+    for written in lines_of(lambda_log):
+        assert not {"_aws", "Stage"} & set(written)
+
+
+def test_where_metrics_are_not_wanted_lines_are_as_they_were(log: io.StringIO) -> None:
+    measured().write()
+    (written,) = lines_of(log)
+    assert set(written) == {"time", "level", "event", "dead", "total_ms"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "counted"),
+    [
+        (ServiceKeyRejected("x: 401"), "service_key_rejected", True),
+        (PublishableKeyRejected("x: 401"), "publishable_key_rejected", True),
+        (ManagementKeyRejected("x: 401"), "management_key_rejected", True),
+        (UserTokenRejected("x: 401"), "user_token_rejected", False),
+    ],
+)
+def test_a_rejected_key_of_ours_is_counted_and_nobody_elses(
+    lambda_log: io.StringIO, error: DoorkeyError, code: str, *, counted: bool
+) -> None:
+    line = WorkLine("request.handled")
+    line.add_error(error)
+    line.write()
+    (written,) = lines_of(lambda_log)
+    assert written["error"] == code
+    assert ("KeysRejected" in written) is counted
