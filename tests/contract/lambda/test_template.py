@@ -1,0 +1,199 @@
+"""The CloudFormation that osls compiles: who may do what, who knows which secret, how long things may take."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functions.kit.settings import Settings
+from infra.local.functions import WEBHOOK_PATH
+from infra.local.stack import CHECKOUT
+
+Template = dict[str, Any]
+
+EVERYBODYS_SECRETS = {
+    "SUPABASE_URL",
+    "SUPABASE_PUBLISHABLE_KEY",
+    "SUPABASE_SECRET_KEY",
+    "OPENROUTER_MANAGEMENT_KEY",
+    "DOORKEY_PROJECT",
+    "DOORKEY_SEALING_KEYS",
+}
+EVERYBODYS_SETTINGS = {"OPENROUTER_WORKSPACE_ID", "DOORKEY_METRICS_STAGE"}
+# By function: what is read from the stage's secret, and what stands in infra/aws/stages.yml.
+SECRETS = {
+    "webhook": EVERYBODYS_SECRETS | {"DOORKEY_WEBHOOK_SECRETS"},
+    "sweep": EVERYBODYS_SECRETS,
+    "api": EVERYBODYS_SECRETS | {"DOORKEY_OPERATOR_TOKEN_SHA256"},
+}
+SETTINGS = {
+    "webhook": EVERYBODYS_SETTINGS | {"DOORKEY_WEBHOOK_SHARED_SECRET"},
+    "sweep": EVERYBODYS_SETTINGS,
+    "api": EVERYBODYS_SETTINGS | {"SUPABASE_JWT_SECRET", "DOORKEY_ALLOWED_ORIGINS", "DOORKEY_FORWARDS_CALLER_ADDRESS"},
+}
+FUNCTIONS = tuple(SECRETS)
+# What one attempt may take at worst: claim, make, and three times finish.
+CALLS_OF_AN_ATTEMPT = 5
+# osls names every dependency twice, which does no harm.
+LINT_IGNORED = "W3005"
+
+
+def of_type(template: Template, kind: str) -> dict[str, Any]:
+    """The properties of every resource of a type, by logical id."""
+    found = template["Resources"].items()
+    return {name: resource.get("Properties", {}) for name, resource in found if resource["Type"] == kind}
+
+
+def function(template: Template, name: str) -> dict[str, Any]:
+    properties: dict[str, Any] = of_type(template, "AWS::Lambda::Function")[f"{name.capitalize()}LambdaFunction"]
+    return properties
+
+
+def environment(template: Template, name: str) -> dict[str, str]:
+    variables: dict[str, str] = function(template, name)["Environment"]["Variables"]
+    return variables
+
+
+def default(name: str) -> float:
+    value = Settings.model_fields[name].default
+    assert isinstance(value, int | float)
+    return value
+
+
+def test_cfn_lint_finds_nothing(compiled_folder: Path) -> None:
+    outcome = subprocess.run(
+        [str(Path(sys.executable).with_name("cfn-lint")), "--ignore-checks", LINT_IGNORED, "--",
+         str(compiled_folder / "cloudformation-template-update-stack.json")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stdout
+
+
+def test_all_functions_are_deployed_and_no_other(template: Template) -> None:
+    functions = of_type(template, "AWS::Lambda::Function")
+    assert set(functions) == {f"{name.capitalize()}LambdaFunction" for name in FUNCTIONS}
+    for properties in functions.values():
+        assert properties["Runtime"] == "python3.13"
+        assert properties["Architectures"] == ["arm64"]
+        # A new account has ten in all: reserving some would make its first deploy fail.
+        assert "ReservedConcurrentExecutions" not in properties
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_function_knows_only_what_it_needs(template: Template, name: str) -> None:
+    variables = environment(template, name)
+    references = {n: value for n, value in variables.items() if "{{resolve:" in value}
+    assert set(references) == SECRETS[name]
+    for variable, value in references.items():
+        assert value == f"{{{{resolve:secretsmanager:doorkey/prod:SecretString:{variable}}}}}"
+    assert set(variables) - set(references) == SETTINGS[name]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_settings_of_each_function_are_real_and_complete(template: Template, name: str) -> None:
+    fields = {field.upper(): info for field, info in Settings.model_fields.items()}
+    variables = environment(template, name)
+    assert set(variables) <= set(fields)
+    assert {variable for variable, info in fields.items() if info.is_required()} <= set(variables)
+    # What isn't secret is right as it stands; a stand-in for each secret that is.
+    secrets = {
+        "SUPABASE_URL": "https://project.example",
+        "DOORKEY_PROJECT": "app",
+        "DOORKEY_SEALING_KEYS": "k1:" + "A" * 43 + "=",
+        "DOORKEY_WEBHOOK_SECRETS": "whsec_" + "A" * 44,
+        "DOORKEY_OPERATOR_TOKEN_SHA256": "0" * 64,
+    }
+    resolved = {n: secrets.get(n, "s" * 32) if "{{resolve:" in value else value for n, value in variables.items()}
+    settings = Settings.from_environment(resolved)
+    assert settings.doorkey_metrics_stage == "prod"
+    assert settings.doorkey_forwards_caller_address is False
+
+
+def test_no_secret_passes_through_the_template_or_the_state(compiled_folder: Path) -> None:
+    secret = {"SUPABASE_SECRET_KEY", "OPENROUTER_MANAGEMENT_KEY", "DOORKEY_SEALING_KEYS", "DOORKEY_WEBHOOK_SECRETS"}
+    for path in compiled_folder.glob("*.json"):
+        for name in secret:
+            for value in re.findall(rf'"{name}":\s*"([^"]*)"', path.read_text()):
+                assert value.startswith("{{resolve:secretsmanager:doorkey/prod:"), (path.name, name)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_each_function_has_a_role_that_may_write_its_own_log_and_nothing_else(template: Template, name: str) -> None:
+    title = name.capitalize()
+    assert function(template, name)["Role"] == {"Fn::GetAtt": [f"{title}Role", "Arn"]}
+    role = of_type(template, "AWS::IAM::Role")[f"{title}Role"]
+    assert set(role) == {"AssumeRolePolicyDocument", "Policies"}
+    (trust,) = role["AssumeRolePolicyDocument"]["Statement"]
+    assert trust == {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    (policy,) = role["Policies"]
+    assert policy["PolicyDocument"]["Statement"] == [
+        {
+            "Effect": "Allow",
+            "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
+            "Resource": {"Fn::GetAtt": [f"{title}LogGroup", "Arn"]},
+        }
+    ]
+
+
+def test_there_is_no_role_beside_theirs(template: Template) -> None:
+    assert set(of_type(template, "AWS::IAM::Role")) == {f"{name.capitalize()}Role" for name in FUNCTIONS}
+    assert not of_type(template, "AWS::IAM::Policy")
+
+
+def test_logs_expire(template: Template) -> None:
+    groups = of_type(template, "AWS::Logs::LogGroup")
+    assert {group["LogGroupName"] for group in groups.values()} == {f"/aws/lambda/doorkey-prod-{n}" for n in FUNCTIONS}
+    assert {group["RetentionInDays"] for group in groups.values()} == {30}
+
+
+def test_one_public_address_stands_before_webhook_and_api(template: Template) -> None:
+    assert len(of_type(template, "AWS::ApiGatewayV2::Api")) == 1
+    routes = of_type(template, "AWS::ApiGatewayV2::Route")
+    targets = {route["RouteKey"]: json.dumps(route["Target"]) for route in routes.values()}
+    assert set(targets) == {f"ANY {WEBHOOK_PATH}", "$default"}
+    assert "HttpApiIntegrationWebhook" in targets[f"ANY {WEBHOOK_PATH}"]
+    assert "HttpApiIntegrationApi" in targets["$default"]
+    for integration in of_type(template, "AWS::ApiGatewayV2::Integration").values():
+        assert integration["PayloadFormatVersion"] == "2.0"
+    assert not of_type(template, "AWS::Lambda::Url")
+
+
+def test_whoever_calls_too_often_is_turned_away(template: Template) -> None:
+    (stage,) = of_type(template, "AWS::ApiGatewayV2::Stage").values()
+    assert stage["DefaultRouteSettings"] == {"ThrottlingRateLimit": 100, "ThrottlingBurstLimit": 200}
+
+
+def test_the_sweep_runs_every_minute_and_is_not_repeated_in_between(template: Template) -> None:
+    (rule,) = of_type(template, "AWS::Events::Rule").values()
+    assert (rule["ScheduleExpression"], rule["State"]) == ("rate(1 minute)", "ENABLED")
+    assert [target["Arn"] for target in rule["Targets"]] == [{"Fn::GetAtt": ["SweepLambdaFunction", "Arn"]}]
+    (asynchronous,) = of_type(template, "AWS::Lambda::EventInvokeConfig").values()
+    assert (asynchronous["MaximumRetryAttempts"], asynchronous["MaximumEventAgeInSeconds"]) == (0, 60)
+
+
+def test_a_lease_outlives_every_function_and_a_young_key_outlives_both(service: dict[str, Any]) -> None:
+    timeouts = {name: function["timeout"] for name, function in service["functions"].items()}
+    assert set(timeouts) == set(FUNCTIONS)
+    lease, stray_age = default("doorkey_lease_seconds"), default("doorkey_stray_age_seconds")
+    assert max(timeouts.values()) < lease < stray_age
+    attempt = CALLS_OF_AN_ATTEMPT * default("doorkey_outside_timeout_seconds")
+    assert default("doorkey_sweep_budget_seconds") + attempt < timeouts["sweep"]
+    assert attempt < timeouts["webhook"]
+    # An HTTP API gives up after 30 seconds.
+    assert timeouts["api"] < 30
+
+
+def test_the_stages_file_says_everything_that_the_service_asks_of_it(service: dict[str, Any]) -> None:
+    written = "".join(
+        path.read_text() for path in (CHECKOUT / "serverless.yml", *(CHECKOUT / "infra" / "aws").glob("*.yml"))
+    )
+    stages = (CHECKOUT / "infra" / "aws" / "stages.yml").read_text()
+    asked = set(re.findall(r"\$\{param:(\w+)", written))
+    assert asked == set(re.findall(r"^  (\w+):", stages, re.MULTILINE))
+    assert service["params"] == "${file(infra/aws/stages.yml)}"
