@@ -152,5 +152,5 @@ async def _collect(provisioner: Provisioner, settings: SweepSettings, line: Work
         oldest_stray_seconds=report.oldest_stray_seconds,
         is_stray_search_complete=report.is_complete,
     )
-    line.measure(metrics.STRAY_KEYS, report.stray_keys)
+    line.measure(metrics.STRAY_KEYS, len(report.strays))
     line.measure(metrics.OLDEST_STRAY_SECONDS, report.oldest_stray_seconds)
