@@ -4,7 +4,7 @@ A `WorkLine` is opened when the work starts, collects facts and the milliseconds
 written once, however the work ends. What must never be in it: secrets, tokens, e-mail addresses, whole rows.
 
 The surprising thing: on Lambda the same line carries the metrics. CloudWatch takes them out of any line that has a
-member `_aws` (the embedded metric format), so nothing is sent anywhere. See docs/decisions/0010.
+member `_aws` (the embedded metric format), so nothing is sent anywhere. See docs/decisions/0011.
 """
 
 from __future__ import annotations
