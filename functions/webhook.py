@@ -2,6 +2,9 @@
 
 A webhook is a hint. It is refused unless it is signed, one fact is kept of it, the user id, and what is to be done is
 asked of the database. So a hint that is repeated, replayed or forged by somebody with the secret does no harm.
+
+A ping, signed like a hint, is answered with the ids of the sealing keys: that is how an operator learns with which
+environment the functions run, before anything is switched that they must know.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from functions.web.events import (
 from functions.web.signatures import SHARED_SECRET_HEADER, SignatureWrong, verify_shared_secret, verify_signature
 
 MAX_BODY_BYTES = 256 * 1024
+PING_TYPE = "PING"
 EVENT_TYPES = ("INSERT", "UPDATE", "DELETE")
 REFUSED = "webhook.refused"
 
@@ -54,6 +58,8 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
         if len(request.body) > MAX_BODY_BYTES:
             raise BodyTooLarge(f"{len(request.body)} bytes")
         check_sender(request)
+        if is_ping(request.body):
+            return {"outcome": "pong", "sealing_key_ids": [key.key_id for key in settings.sealing_keys]}
         user_id = read_user_id(request.body)
         if user_id is None:
             return {"outcome": "ignored"}
@@ -74,6 +80,15 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
             return problem(InternalError(), request.request_id)
 
     return handle
+
+
+def is_ping(body: bytes) -> bool:
+    """Whether an operator asks with which environment the functions run."""
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(payload, dict) and (payload.get("type"), payload.get("schema")) == (PING_TYPE, "doorkey")
 
 
 def read_user_id(body: bytes) -> UUID | None:

@@ -595,6 +595,22 @@ revoke all on function "public"."classify_keys"(text[], uuid[], integer[]) from 
 
 grant execute on function "public"."classify_keys"(text[], uuid[], integer[]) to "service_role";
 
+-- public.count_sealed_secrets
+
+create or replace function public.count_sealed_secrets()
+  returns table (
+    sealing_key_id text,
+    sealed_rows    bigint
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.count_sealed_secrets(); $function$;
+
+revoke all on function "public"."count_sealed_secrets"() from public;
+
+grant execute on function "public"."count_sealed_secrets"() to "service_role";
+
 -- public.defer_provisioning
 
 create or replace function public.defer_provisioning (
@@ -692,6 +708,12 @@ create or replace function public.get_backfill_progress()
     welcome_micros     bigint,
     micros_per_credit  bigint,
     is_uncapped        boolean
+-- public.get_doorkey_connection
+
+create or replace function public.get_doorkey_connection()
+  returns table (
+    webhook_url                text,
+    webhook_secret_fingerprint text
   )
   language sql
   stable
@@ -701,6 +723,11 @@ create or replace function public.get_backfill_progress()
 revoke all on function "public"."get_backfill_progress"() from public;
 
 grant execute on function "public"."get_backfill_progress"() to "service_role";
+  AS $function$ select * from doorkey.connection(); $function$;
+
+revoke all on function "public"."get_doorkey_connection"() from public;
+
+grant execute on function "public"."get_doorkey_connection"() to "service_role";
 
 -- public.get_doorkey_health
 
@@ -776,6 +803,17 @@ create or replace function public.preview_backfill (
     left_out    bigint,
     due         bigint,
     next_after  uuid
+-- public.list_sealed_secrets
+
+create or replace function public.list_sealed_secrets (
+  sealing_key_id text,
+  after_key_hash text,
+  listed_rows    integer
+)
+  returns table (
+    key_hash      text,
+    user_id       uuid,
+    sealed_secret text
   )
   language sql
   stable
@@ -785,6 +823,11 @@ create or replace function public.preview_backfill (
 revoke all on function "public"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
 
 grant execute on function "public"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) to "service_role";
+  AS $function$ select * from doorkey.list_sealed_secrets($1, $2, $3); $function$;
+
+revoke all on function "public"."list_sealed_secrets"(text, text, integer) from public;
+
+grant execute on function "public"."list_sealed_secrets"(text, text, integer) to "service_role";
 
 -- public.recheck_key
 
@@ -833,6 +876,22 @@ create or replace function public.request_key_rotation (
 revoke all on function "public"."request_key_rotation"(uuid, integer, text) from public;
 
 grant execute on function "public"."request_key_rotation"(uuid, integer, text) to "service_role";
+-- public.reseal_secrets
+
+create or replace function public.reseal_secrets (
+  key_hashes text[],
+  old_sealed text[],
+  new_sealed text[],
+  proof      text
+)
+  returns integer
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.reseal_secrets($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."reseal_secrets"(text[], text[], text[], text) from public;
+
+grant execute on function "public"."reseal_secrets"(text[], text[], text[], text) to "service_role";
 
 -- public.reveal_key
 
@@ -873,6 +932,23 @@ create or replace function public.start_sweep (
 revoke all on function "public"."start_sweep"(integer) from public;
 
 grant execute on function "public"."start_sweep"(integer) to "service_role";
+
+-- public.store_doorkey_connection
+
+create or replace function public.store_doorkey_connection (
+  webhook_url    text,
+  webhook_secret text,
+  proof          text,
+  request_id     text
+)
+  returns void
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.store_connection($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."store_doorkey_connection"(text, text, text, text) from public;
+
+grant execute on function "public"."store_doorkey_connection"(text, text, text, text) to "service_role";
 
 -- doorkey.account_of
 
@@ -1185,6 +1261,27 @@ $function$;
 
 revoke all on function "doorkey"."check_deferred_constraints"() from public;
 
+-- doorkey.check_proof
+
+create or replace function doorkey.check_proof (
+  p_proof text
+)
+  returns void
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if not exists (select from doorkey.settings as s where doorkey.digest_secret(s.webhook_secret) = p_proof) then
+    raise sqlstate 'PT409' using message = 'secret_not_known',
+      hint = 'Send the SHA-256 of the secret that signs at present; another one does now.';
+  end if;
+end
+$function$;
+
+revoke all on function "doorkey"."check_proof"(text) from public;
+
 -- doorkey.claim_provisioning
 
 create or replace function doorkey.claim_provisioning (
@@ -1317,6 +1414,44 @@ revoke all on function "doorkey"."classify_keys"(text[], uuid[], integer[]) from
 
 grant execute on function "doorkey"."classify_keys"(text[], uuid[], integer[]) to "service_role";
 
+-- doorkey.connection
+
+create or replace function doorkey.connection()
+  returns table (
+    webhook_url                text,
+    webhook_secret_fingerprint text
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select s.webhook_url, left(doorkey.digest_secret(s.webhook_secret), 16) from doorkey.settings as s;
+$function$;
+
+revoke all on function "doorkey"."connection"() from public;
+
+grant execute on function "doorkey"."connection"() to "service_role";
+
+-- doorkey.count_sealed_secrets
+
+create or replace function doorkey.count_sealed_secrets()
+  returns table (
+    sealing_key_id text,
+    sealed_rows    bigint
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select split_part(s.sealed_secret, '.', 2), count(*) from doorkey.sealed_secrets as s group by 1 order by 1;
+$function$;
+
+revoke all on function "doorkey"."count_sealed_secrets"() from public;
+
+grant execute on function "doorkey"."count_sealed_secrets"() to "service_role";
+
 -- doorkey.defer_provisioning
 
 create or replace function doorkey.defer_provisioning (
@@ -1393,6 +1528,19 @@ create or replace function doorkey.desired_key (
 $function$;
 
 revoke all on function "doorkey"."desired_key"(uuid) from public;
+
+-- doorkey.digest_secret
+
+create or replace function doorkey.digest_secret (
+  p_secret text
+)
+  returns text
+  language sql
+  immutable
+  set search_path to ''
+  AS $function$ select encode(sha256(convert_to(p_secret, 'UTF8')), 'hex'); $function$;
+
+revoke all on function "doorkey"."digest_secret"(text) from public;
 
 -- doorkey.due_provisioning
 
@@ -1881,6 +2029,40 @@ $function$;
 revoke all on function "doorkey"."list_due_provisioning"(integer) from public;
 
 grant execute on function "doorkey"."list_due_provisioning"(integer) to "service_role";
+
+-- doorkey.list_sealed_secrets
+
+create or replace function doorkey.list_sealed_secrets (
+  p_sealing_key_id text,
+  p_after          text,
+  p_rows           integer
+)
+  returns table (
+    key_hash      text,
+    user_id       uuid,
+    sealed_secret text
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  return query
+    select s.key_hash, k.user_id, s.sealed_secret
+      from doorkey.sealed_secrets as s
+      join public.openrouter_user_keys as k on k.key_hash = s.key_hash
+     where s.key_hash > coalesce(p_after, '') and split_part(s.sealed_secret, '.', 2) is distinct from p_sealing_key_id
+     order by s.key_hash limit p_rows;
+end
+$function$;
+
+revoke all on function "doorkey"."list_sealed_secrets"(text, text, integer) from public;
+
+grant execute on function "doorkey"."list_sealed_secrets"(text, text, integer) to "service_role";
 
 -- doorkey.look_again
 
@@ -2425,6 +2607,15 @@ create or replace function doorkey.request_key_rotation (
   p_request_id    text
 )
   returns text
+-- doorkey.reseal_secrets
+
+create or replace function doorkey.reseal_secrets (
+  p_key_hashes text[],
+  p_old_sealed text[],
+  p_new_sealed text[],
+  p_proof      text
+)
+  returns integer
   language plpgsql
   security definer
   set search_path to ''
@@ -2471,6 +2662,32 @@ $function$;
 revoke all on function "doorkey"."request_key_rotation"(uuid, integer, text) from public;
 
 grant execute on function "doorkey"."request_key_rotation"(uuid, integer, text) to "service_role";
+  v_count integer;
+begin
+  if p_key_hashes is null or cardinality(p_key_hashes) > 1000
+     or cardinality(p_key_hashes) is distinct from cardinality(p_old_sealed)
+     or cardinality(p_key_hashes) is distinct from cardinality(p_new_sealed) then
+    raise sqlstate 'PT422' using message = 'page_out_of_range',
+      hint = 'Up to 1000 keys, each with its sealed secret as it was and as it shall be.';
+  end if;
+  if exists (select from unnest(p_new_sealed) as n (sealed)
+              where n.sealed is null or n.sealed !~ '^v1\.[a-z0-9]+\.[A-Za-z0-9_-]+$') then
+    raise sqlstate 'PT422' using message = 'not_sealed', hint = 'Only sealed secrets are stored.';
+  end if;
+  perform doorkey.check_proof(p_proof);
+  -- In one order: two who do the same page at once must not wait for each other.
+  perform from doorkey.sealed_secrets as s where s.key_hash = any (p_key_hashes) order by s.key_hash for update;
+  update doorkey.sealed_secrets as s set sealed_secret = n.new_sealed
+    from unnest(p_key_hashes, p_old_sealed, p_new_sealed) as n (key_hash, old_sealed, new_sealed)
+   where s.key_hash = n.key_hash and s.sealed_secret = n.old_sealed;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$function$;
+
+revoke all on function "doorkey"."reseal_secrets"(text[], text[], text[], text) from public;
+
+grant execute on function "doorkey"."reseal_secrets"(text[], text[], text[], text) to "service_role";
 
 -- doorkey.reveal_key
 
@@ -2732,6 +2949,51 @@ $function$;
 revoke all on function "doorkey"."start_sweep"(integer) from public;
 
 grant execute on function "doorkey"."start_sweep"(integer) to "service_role";
+
+-- doorkey.store_connection
+
+create or replace function doorkey.store_connection (
+  p_webhook_url    text,
+  p_webhook_secret text,
+  p_proof          text,
+  p_request_id     text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_settings doorkey.settings;
+  v_secret_bytes integer;
+begin
+  if p_webhook_url is null or p_webhook_url !~ '^https?://[^\s@]+$' then
+    raise sqlstate 'PT422' using message = 'webhook_url_invalid', hint = 'An http or https address, without a user.';
+  end if;
+  begin
+    v_secret_bytes := length(decode(substr(p_webhook_secret, 7), 'base64'));
+  exception when invalid_parameter_value then
+    v_secret_bytes := null;
+  end;
+  if p_webhook_secret !~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$' or coalesce(v_secret_bytes, 0) not between 24 and 64 then
+    raise sqlstate 'PT422' using message = 'webhook_secret_invalid', hint = 'whsec_ and base64 of 24 to 64 bytes.';
+  end if;
+  select * into v_settings from doorkey.settings for update;
+  if v_settings.webhook_url = p_webhook_url and v_settings.webhook_secret = p_webhook_secret then
+    return;
+  end if;
+  if v_settings.webhook_secret is not null or p_proof is not null then
+    perform doorkey.check_proof(p_proof);
+  end if;
+  update doorkey.settings set webhook_url = p_webhook_url, webhook_secret = p_webhook_secret;
+  perform doorkey.write_audit('operator', 'connection.stored', null, p_request_id,
+    jsonb_build_object('fingerprint', left(doorkey.digest_secret(p_webhook_secret), 16)));
+end
+$function$;
+
+revoke all on function "doorkey"."store_connection"(text, text, text, text) from public;
+
+grant execute on function "doorkey"."store_connection"(text, text, text, text) to "service_role";
 
 -- doorkey.want
 

@@ -57,7 +57,7 @@ async def check_database(database: Supabase) -> list[Check]:
             name="hints",
             state="warning",
             finding="The webhook's address or secret is not stored in the database.",
-            mend="Set webhook_url and webhook_secret in doorkey.settings.",
+            mend="Run `doorkey connect`.",
         )
     else:
         hints = Check(name="hints", state="ok", finding="The database can ring.")

@@ -11,7 +11,9 @@ import base64
 import binascii
 import os
 import re
+import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
@@ -20,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 VERSION = "v1"
 KEY_BYTES = 32
 NONCE_BYTES = 12
+_MADE_KEY_ID = re.compile(r"k([0-9]{14})[0-9a-f]{6}")
 _KEY_ID = re.compile(r"[a-z0-9]{1,32}")
 
 
@@ -51,6 +54,22 @@ class SealingKey:
         if len(key) != KEY_BYTES:
             raise ValueError(f"sealing key {key_id} has {len(key)} bytes, not {KEY_BYTES}")
         return cls(key_id, key)
+
+    @classmethod
+    def generate(cls, now_seconds: float) -> SealingKey:
+        """A new key. Its id says when it was made, so that of two keys one is the newer, and is nobody else's."""
+        made_at = datetime.fromtimestamp(now_seconds, UTC)
+        return cls(f"k{made_at:%Y%m%d%H%M%S}{secrets.token_hex(3)}", os.urandom(KEY_BYTES))
+
+    @property
+    def text(self) -> str:
+        """As the settings have it; the key itself, to be shown to nobody."""
+        return f"{self.key_id}:{base64.b64encode(self.key).decode()}"
+
+    def is_newer_than(self, other: SealingKey) -> bool:
+        """Whether it was made later, by the ids. A key whose id doesn't say when is older than one whose does."""
+        mine, theirs = _MADE_KEY_ID.fullmatch(self.key_id), _MADE_KEY_ID.fullmatch(other.key_id)
+        return mine is not None and (theirs is None or mine[1] > theirs[1])
 
 
 class Sealer:

@@ -11,6 +11,7 @@ import binascii
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ from functions.kit.sealing import SealingKey
 
 WEBHOOK_SECRET_PREFIX = "whsec_"  # noqa: S105  the scheme's name, not a secret
 MIN_WEBHOOK_SECRET_BYTES = 24
+WEBHOOK_SECRET_BYTES = 32
 MIN_SHARED_SECRET_CHARACTERS = 16
 
 
@@ -52,7 +54,12 @@ def _split(value: object) -> object:
     return value
 
 
-def _base_url(value: object) -> str:
+def base_url(value: object) -> str:
+    """An address without the slash at its end.
+
+    Raises:
+        ValueError: saying what is wrong without repeating it.
+    """
     text = str(value).strip()
     try:
         parts = urlsplit(text)
@@ -65,7 +72,7 @@ def _base_url(value: object) -> str:
 
 
 CommaSeparated = BeforeValidator(_split)
-BaseUrl = Annotated[str, BeforeValidator(_base_url)]
+BaseUrl = Annotated[str, BeforeValidator(base_url)]
 
 
 class Settings(BaseModel):
@@ -252,6 +259,21 @@ class Settings(BaseModel):
                 for problem in error.errors(include_url=False, include_input=False, include_context=False)
             ]
             raise SettingsInvalid(problems) from None
+
+
+def variable_names() -> tuple[str, ...]:
+    """The environment variables that the functions read."""
+    return tuple(name.upper() for name in Settings.model_fields)
+
+
+def secret_variable_names() -> tuple[str, ...]:
+    """Those of them that are nobody else's business: what belongs into a vault."""
+    return tuple(name.upper() for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
+
+
+def generate_webhook_secret() -> str:
+    """A new secret that signs the database's hints."""
+    return WEBHOOK_SECRET_PREFIX + base64.b64encode(secrets.token_bytes(WEBHOOK_SECRET_BYTES)).decode()
 
 
 def decode_webhook_secret(text: str) -> bytes:

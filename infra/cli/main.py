@@ -20,14 +20,19 @@ import typer
 from rich.console import Console
 
 from functions.kit.errors import DoorkeyError
-from functions.kit.settings import SettingsInvalid
+from functions.kit.settings import SettingsInvalid, base_url
 from functions.provisioning.store import OldUsers
 from infra.cli import backfill as backfill_command
+from infra.cli import connect as connect_command
 from infra.cli import demo as demo_command
 from infra.cli import dev as dev_command
 from infra.cli import faults as faults_commands
 from infra.cli import redrive as redrive_command
+from infra.cli import rotate_sealing_key as rotate_sealing_key_command
 from infra.cli import strays as strays_command
+from infra.connection.environments import EnvFile, Home, Terminal
+from infra.connection.plans import CannotGoOn
+from infra.connection.stages import StageSecret
 from infra.local.stack import StackOptions
 from infra.local.supervisor import PartFailed
 
@@ -49,6 +54,17 @@ LogFolder = Annotated[
 ]
 LatencyMs = Annotated[int, typer.Option(min=0, max=60_000, help="How long the OpenRouter simulator takes to answer.")]
 
+
+EnvFilePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--env-file", help="Keep the functions' environment in this file; made for you alone if it isn't there."
+    ),
+]
+Stage = Annotated[
+    str | None, typer.Option(help="Keep its secrets in AWS Secrets Manager, in the secret called doorkey/STAGE.")
+]
+Prints = Annotated[bool, typer.Option("--print", help="Print it, secrets and all, for you to keep.")]
 
 Port = typer.Option(min=1, max=65_535, help="A fixed port, for an app that has the address in its configuration.")
 
@@ -150,6 +166,83 @@ def backfill(
     _run(backfill_command.run(console, plan), interrupted_code=130)
 
 
+@app.command(epilog="Example: [bold]doorkey connect --env-file functions.env --url https://api.example.com[/bold]")
+def connect(
+    url: Annotated[
+        str | None, typer.Option(help="The functions' address; only the first time, and when it has changed.")
+    ] = None,
+    env_file: EnvFilePath = None,
+    stage: Stage = None,
+    prints: Prints = False,
+    give_up_sealed_secrets: Annotated[
+        bool,
+        typer.Option(
+            "--give-up-sealed-secrets",
+            help="Go on though the key that sealed the users' stored keys is lost: nobody will open them again.",
+        ),
+    ] = False,
+) -> None:
+    """Connects the database and the functions: makes what they must share, and stores it on both sides.
+
+    The first time it makes the signing secret and the sealing key, writes the functions' environment where you say, and
+    tells the database where to ring. A sealing key that is there is never replaced.
+
+    Run again, it rotates the signing secret in two runs with a deployment between them: the first puts a new secret
+    beside the one that signs; the second switches the database, once the functions have shown that they accept it. At
+    every moment the functions know the secret that the database signs with. Interrupted, just run it again.
+
+    What the functions need otherwise (docs/settings.md) is taken from the environment, or from where it is kept.
+    """
+    home = _home(env_file, stage, prints)
+    functions_url = None
+    if url is not None:
+        try:
+            functions_url = base_url(url)
+        except ValueError as error:
+            errors.print(f"--url {error}.", style="bold red", markup=False)
+            raise typer.Exit(2) from None
+    # What is printed to be kept goes out alone.
+    _run(
+        connect_command.run(errors if prints else console, home, functions_url, gives_up_sealed=give_up_sealed_secrets),
+        interrupted_code=130,
+    )
+
+
+@app.command("rotate-sealing-key", epilog="Example: [bold]doorkey rotate-sealing-key --stage prod[/bold]")
+def rotate_sealing_key(
+    env_file: EnvFilePath = None,
+    stage: Stage = None,
+    prints: Prints = False,
+    remove_old: Annotated[
+        bool, typer.Option("--remove-old", help="Take the old key out, once nothing is sealed with it any more.")
+    ] = False,
+) -> None:
+    """Replaces the key that seals the users' stored keys, and seals them anew.
+
+    Run it three times, deploying the functions after the first and the second: the new key is added, then it seals,
+    then all that is stored is sealed anew. Each time it asks the functions whether they run with what was deployed. At
+    last --remove-old, and a deployment. Users notice nothing. Interrupted, just run it again.
+    """
+    home = _home(env_file, stage, prints)
+    command = rotate_sealing_key_command.run(errors if prints else console, home, removes_old=remove_old)
+    _run(command, interrupted_code=130)
+
+
+def _home(env_file: Path | None, stage: str | None, prints: bool) -> Home:
+    if (env_file is not None) + (stage is not None) + prints != 1:
+        errors.print(
+            "Say where the functions' environment is kept: --env-file PATH, --stage NAME or --print.", style="bold red"
+        )
+        raise typer.Exit(2)
+    if env_file is not None:
+        return EnvFile(env_file)
+    try:
+        return StageSecret(stage) if stage is not None else Terminal()
+    except CannotGoOn as error:
+        errors.print(str(error), style="bold red", markup=False)
+        raise typer.Exit(2) from None
+
+
 def _options(log_folder: Path | None, latency_ms: int) -> StackOptions:
     return StackOptions(
         log_folder=log_folder.resolve() if log_folder else None,
@@ -167,7 +260,7 @@ def _run(work: Coroutine[Any, Any, None], interrupted_code: int) -> None:
             errors.print(f"  {failure.part} | {line}", style="dim", markup=False, highlight=False)
         errors.print(f"{failure.part} {failure.reason}.", style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
-    except (demo_command.DemoFailed, backfill_command.BackfillStopped, SettingsInvalid) as failure:
+    except (CannotGoOn, demo_command.DemoFailed, backfill_command.BackfillStopped, SettingsInvalid) as failure:
         errors.print(str(failure), style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except DoorkeyError as failure:

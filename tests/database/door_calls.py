@@ -76,16 +76,27 @@ class Call:
 
     Attributes:
         arguments: by position.
-        answer: `account`: the caller's own; `health`, `progress`: a report; `nothing`: no rows; `null`: no value;
-            else a refusal of REFUSALS.
+        answer: `account`: the caller's own; `health`, `progress`: a report; `rows`: some; `nothing`: no rows; `null`: no
+            value; else a refusal of REFUSALS.
     """
 
     arguments: tuple[object, ...]
-    answer: Literal["account", "health", "progress", "nothing", "lease_lost", "page_out_of_range", "no_key", "null"]
+    answer: Literal[
+        "account",
+        "health",
+        "progress",
+        "rows",
+        "nothing",
+        "lease_lost",
+        "page_out_of_range",
+        "no_key",
+        "webhook_url_invalid",
+        "null",
+    ]
 
 
 # The function's own words, and the HTTP status that each asks for.
-REFUSALS = {"lease_lost": 409, "no_key": 404, "page_out_of_range": 422}
+REFUSALS = {"lease_lost": 409, "no_key": 404, "page_out_of_range": 422, "webhook_url_invalid": 422}
 
 _CALLS = {
     "my_account": Call((), "account"),
@@ -106,12 +117,19 @@ _CALLS = {
     "preview_backfill": Call((None, NOBODY, None, None, 0), "page_out_of_range"),
     "backfill_users": Call((None, NOBODY, None, None, 0, 1, "door"), "page_out_of_range"),
     "backfill_progress": Call((), "progress"),
+    "connection": Call((), "rows"),
+    "store_connection": Call(("nowhere", "door", None, "door"), "webhook_url_invalid"),
+    "count_sealed_secrets": Call((), "rows"),
+    "list_sealed_secrets": Call(("door", "f" * 64, 1), "nothing"),
+    "reseal_secrets": Call(([], [], ["door", "door"], "door"), "page_out_of_range"),
 }
 # Those whose public name is another.
 _CALLS |= {
     "get_my_account": _CALLS["my_account"],
     "get_doorkey_health": _CALLS["health"],
     "get_backfill_progress": _CALLS["backfill_progress"],
+    "get_doorkey_connection": _CALLS["connection"],
+    "store_doorkey_connection": _CALLS["store_connection"],
 }
 
 

@@ -221,6 +221,8 @@ async def test_functions_answer_their_callers_and_nobody_else(
             assert result["is_pg_net_present"] is True
         elif call.answer == "progress":
             assert [row["provision_on"] for row in result] == ["confirmed"]
+        elif call.answer == "rows":
+            assert result
         else:
             assert result == (None if call.answer == "null" else [])
 

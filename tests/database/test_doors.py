@@ -158,6 +158,9 @@ async def assert_answer(connection: Connection, statement: str, call: Call, user
     if call.answer == "progress":
         assert [row["provision_on"] for row in rows] == ["confirmed"]
         return
+    if call.answer == "rows":
+        assert rows
+        return
     ((answer,),) = (tuple(row.values()) for row in rows)
     if call.answer == "null":
         assert answer is None
