@@ -65,8 +65,8 @@ class Between(httpx.AsyncBaseTransport):
 
 def named(request: httpx.Request) -> str:
     """``POST /keys``, ``PATCH /keys``, ``DELETE /keys``, or the name of an RPC."""
-    path = request.url.path
-    return path.rsplit("/", 1)[1] if "/rpc/" in path else f"{request.method} /{path.split('/')[3]}"
+    parts = request.url.path.split("/")
+    return parts[-1] if "rpc" in parts else f"{request.method} /{parts[min(3, len(parts) - 1)]}"
 
 
 @dataclass
