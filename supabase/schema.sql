@@ -474,6 +474,8 @@ create table "doorkey"."sealed_secrets" (
 alter table "doorkey"."sealed_secrets"
   enable row level security;
 
+create index sealed_secrets_sealing_key on doorkey.sealed_secrets using btree (split_part(sealed_secret, '.'::text, 2), key_hash);
+
 -- doorkey.settings
 
 create table "doorkey"."settings" (
@@ -876,6 +878,7 @@ create or replace function public.request_key_rotation (
 revoke all on function "public"."request_key_rotation"(uuid, integer, text) from public;
 
 grant execute on function "public"."request_key_rotation"(uuid, integer, text) to "service_role";
+
 -- public.reseal_secrets
 
 create or replace function public.reseal_secrets (
@@ -2052,11 +2055,12 @@ begin
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
   end if;
   return query
-    select s.key_hash, k.user_id, s.sealed_secret
-      from doorkey.sealed_secrets as s
-      join public.openrouter_user_keys as k on k.key_hash = s.key_hash
-     where s.key_hash > coalesce(p_after, '') and split_part(s.sealed_secret, '.', 2) is distinct from p_sealing_key_id
-     order by s.key_hash limit p_rows;
+    select page.key_hash, k.user_id, page.sealed_secret
+      from (select s.key_hash, s.sealed_secret from doorkey.sealed_secrets as s
+             where s.key_hash > coalesce(p_after, '') and split_part(s.sealed_secret, '.', 2) = p_sealing_key_id
+             order by s.key_hash limit p_rows) as page
+      join public.openrouter_user_keys as k on k.key_hash = page.key_hash
+     order by page.key_hash;
 end
 $function$;
 
@@ -2607,15 +2611,6 @@ create or replace function doorkey.request_key_rotation (
   p_request_id    text
 )
   returns text
--- doorkey.reseal_secrets
-
-create or replace function doorkey.reseal_secrets (
-  p_key_hashes text[],
-  p_old_sealed text[],
-  p_new_sealed text[],
-  p_proof      text
-)
-  returns integer
   language plpgsql
   security definer
   set search_path to ''
@@ -2662,6 +2657,21 @@ $function$;
 revoke all on function "doorkey"."request_key_rotation"(uuid, integer, text) from public;
 
 grant execute on function "doorkey"."request_key_rotation"(uuid, integer, text) to "service_role";
+
+-- doorkey.reseal_secrets
+
+create or replace function doorkey.reseal_secrets (
+  p_key_hashes text[],
+  p_old_sealed text[],
+  p_new_sealed text[],
+  p_proof      text
+)
+  returns integer
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
   v_count integer;
 begin
   if p_key_hashes is null or cardinality(p_key_hashes) > 1000

@@ -97,7 +97,7 @@ async def count_sealed_secrets(database: Supabase) -> dict[str, int]:
 async def list_sealed_secrets(
     database: Supabase, *, sealing_key_id: str, after_key_hash: str | None, rows: int
 ) -> list[SealedSecret]:
-    """A page of what other keys than this one have sealed, in the order of the hashes."""
+    """A page of what this key has sealed, in the order of the hashes."""
     found = await database.call(
         LIST_SEALED_SECRETS,
         {"sealing_key_id": sealing_key_id, "after_key_hash": after_key_hash, "listed_rows": rows},

@@ -54,14 +54,17 @@ async def reseal(
     outcome = Resealed()
     for _ in range(MAX_ROUNDS):
         outcome.broken.clear()
-        await _round(database, keys, outcome, proof, progress)
+        for key_id in await store.count_sealed_secrets(database):
+            if key_id != keys[0].key_id:
+                await _reseal_what(key_id, database, keys, outcome, proof, progress)
         outcome.left = await count_others(database, keys[0].key_id)
         if outcome.left <= len(outcome.broken):
             break
     return outcome
 
 
-async def _round(
+async def _reseal_what(
+    key_id: str,
     database: Supabase,
     keys: tuple[SealingKey, ...],
     outcome: Resealed,
@@ -71,9 +74,7 @@ async def _round(
     sealer = Sealer(keys)
     after: str | None = None
     for _ in range(MAX_PAGES):
-        page = await store.list_sealed_secrets(
-            database, sealing_key_id=keys[0].key_id, after_key_hash=after, rows=PAGE_ROWS
-        )
+        page = await store.list_sealed_secrets(database, sealing_key_id=key_id, after_key_hash=after, rows=PAGE_ROWS)
         if not page:
             return
         opened, sealed = [], []

@@ -59,5 +59,8 @@ create table if not exists doorkey.sealed_secrets (
   revealed_at timestamptz,
   created_at timestamptz not null default now()
 );
+-- "What has this sealing key sealed?", for sealing it anew: the key's id stands in the sealed secret.
+create index if not exists sealed_secrets_sealing_key
+  on doorkey.sealed_secrets (split_part(sealed_secret, '.', 2), key_hash);
 alter table doorkey.sealed_secrets enable row level security;
 revoke all on table doorkey.sealed_secrets from public, anon, authenticated, service_role;

@@ -106,7 +106,7 @@ as $$ select * from doorkey.count_sealed_secrets(); $$;
 revoke all on function public.count_sealed_secrets() from public, anon, authenticated, service_role;
 grant execute on function public.count_sealed_secrets() to service_role;
 
--- A page of what other keys than this one have sealed, in the order of the hashes and after the given one.
+-- A page of what this key has sealed, in the order of the hashes and after the given one.
 create or replace function doorkey.list_sealed_secrets(p_sealing_key_id text, p_after text, p_rows integer)
 returns table (key_hash text, user_id uuid, sealed_secret text)
 language plpgsql stable security definer set search_path = ''
@@ -118,8 +118,7 @@ begin
   return query
     select page.key_hash, k.user_id, page.sealed_secret
       from (select s.key_hash, s.sealed_secret from doorkey.sealed_secrets as s
-             where s.key_hash > coalesce(p_after, '')
-               and split_part(s.sealed_secret, '.', 2) is distinct from p_sealing_key_id
+             where s.key_hash > coalesce(p_after, '') and split_part(s.sealed_secret, '.', 2) = p_sealing_key_id
              order by s.key_hash limit p_rows) as page
       join public.openrouter_user_keys as k on k.key_hash = page.key_hash
      order by page.key_hash;

@@ -129,12 +129,12 @@ async def test_sealed_secrets_are_counted_by_key_and_listed_by_page(sealed: Data
     everything: list[str] = []
     after = None
     for _ in range(3):
-        page = await called(sealed, "select * from public.list_sealed_secrets('k2', %s, 1)", after)
+        page = await called(sealed, "select * from public.list_sealed_secrets('k1', %s, 1)", after)
         everything += [row["key_hash"] for row in page]
         after = everything[-1]
     assert everything == sorted({key_hash("key-0"), key_hash("key-1"), *everything})
     assert len(everything) == 2
-    (row,) = await called(sealed, "select * from public.list_sealed_secrets('k1', null, 1000)")
+    (row,) = await called(sealed, "select * from public.list_sealed_secrets('k2', null, 1000)")
     assert row["sealed_secret"] == "v1.k2.AA"
     assert row["user_id"] == await sealed.value(
         "select user_id from public.openrouter_user_keys where key_hash = %s", (key_hash("key-2"),)
