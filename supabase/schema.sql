@@ -710,6 +710,16 @@ create or replace function public.get_backfill_progress()
     welcome_micros     bigint,
     micros_per_credit  bigint,
     is_uncapped        boolean
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.backfill_progress(); $function$;
+
+revoke all on function "public"."get_backfill_progress"() from public;
+
+grant execute on function "public"."get_backfill_progress"() to "service_role";
+
 -- public.get_doorkey_connection
 
 create or replace function public.get_doorkey_connection()
@@ -720,11 +730,6 @@ create or replace function public.get_doorkey_connection()
   language sql
   stable
   set search_path to ''
-  AS $function$ select * from doorkey.backfill_progress(); $function$;
-
-revoke all on function "public"."get_backfill_progress"() from public;
-
-grant execute on function "public"."get_backfill_progress"() to "service_role";
   AS $function$ select * from doorkey.connection(); $function$;
 
 revoke all on function "public"."get_doorkey_connection"() from public;
@@ -789,6 +794,27 @@ revoke all on function "public"."list_due_provisioning"(integer) from public;
 
 grant execute on function "public"."list_due_provisioning"(integer) to "service_role";
 
+-- public.list_sealed_secrets
+
+create or replace function public.list_sealed_secrets (
+  sealing_key_id text,
+  after_key_hash text,
+  listed_rows    integer
+)
+  returns table (
+    key_hash      text,
+    user_id       uuid,
+    sealed_secret text
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.list_sealed_secrets($1, $2, $3); $function$;
+
+revoke all on function "public"."list_sealed_secrets"(text, text, integer) from public;
+
+grant execute on function "public"."list_sealed_secrets"(text, text, integer) to "service_role";
+
 -- public.preview_backfill
 
 create or replace function public.preview_backfill (
@@ -805,17 +831,6 @@ create or replace function public.preview_backfill (
     left_out    bigint,
     due         bigint,
     next_after  uuid
--- public.list_sealed_secrets
-
-create or replace function public.list_sealed_secrets (
-  sealing_key_id text,
-  after_key_hash text,
-  listed_rows    integer
-)
-  returns table (
-    key_hash      text,
-    user_id       uuid,
-    sealed_secret text
   )
   language sql
   stable
@@ -825,11 +840,6 @@ create or replace function public.list_sealed_secrets (
 revoke all on function "public"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
 
 grant execute on function "public"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) to "service_role";
-  AS $function$ select * from doorkey.list_sealed_secrets($1, $2, $3); $function$;
-
-revoke all on function "public"."list_sealed_secrets"(text, text, integer) from public;
-
-grant execute on function "public"."list_sealed_secrets"(text, text, integer) to "service_role";
 
 -- public.recheck_key
 

@@ -76,8 +76,8 @@ class Call:
 
     Attributes:
         arguments: by position.
-        answer: `account`: the caller's own; `health`, `progress`: a report; `rows`: some; `nothing`: no rows; `null`: no
-            value; else a refusal of REFUSALS.
+        answer: `account`: the caller's own; `health`, `progress`: a report; `rows`: some; `nothing`: no rows;
+            `null`: no value; else a refusal of REFUSALS.
     """
 
     arguments: tuple[object, ...]
