@@ -25,6 +25,18 @@ from infra.local.functions import WEBHOOK_PATH
 SEALING_KEYS = "DOORKEY_SEALING_KEYS"
 WEBHOOK_SECRETS = "DOORKEY_WEBHOOK_SECRETS"
 
+# The steps that only write the environment down, and what comes next.
+DEPLOY = {
+    ConnectionStep.PREPARE: (
+        "The functions' environment is in {home}. Deploy them, then run doorkey connect again with --url and the "
+        "address that they got: it tells the database where to ring."
+    ),
+    ConnectionStep.ROTATE: (
+        "A new signing secret is in {home}, beside the one that signs. Deploy the functions with both, then run "
+        "doorkey connect again: it asks the functions, and switches the database."
+    ),
+}
+
 
 async def run(
     console: Console,
@@ -68,11 +80,8 @@ async def run(
         is_changed = await home.write(environment)
         if is_changed and not has_sealing_key:
             console.print(f"The sealing key is made. Keep {home}: without it nobody can open the users' stored keys.")
-        if plan.step is ConnectionStep.ROTATE:
-            console.print(
-                f"A new signing secret is in {home}, beside the one that signs. Deploy the functions with both, "
-                "then run doorkey connect again: it asks the functions, and switches the database."
-            )
+        if plan.step in DEPLOY:
+            console.print(DEPLOY[plan.step].format(home=home))
             return
         if plan.step is ConnectionStep.SWITCH:
             await _deployed(clients, plan)

@@ -169,7 +169,7 @@ def backfill(
 @app.command(epilog="Example: [bold]doorkey connect --env-file functions.env --url https://api.example.com[/bold]")
 def connect(
     url: Annotated[
-        str | None, typer.Option(help="The functions' address; only the first time, and when it has changed.")
+        str | None, typer.Option(help="The functions' address: once it is known, and when it has changed.")
     ] = None,
     env_file: EnvFilePath = None,
     stage: Stage = None,
@@ -185,7 +185,8 @@ def connect(
     """Connects the database and the functions: makes what they must share, and stores it on both sides.
 
     The first time it makes the signing secret and the sealing key, writes the functions' environment where you say, and
-    tells the database where to ring. A sealing key that is there is never replaced.
+    tells the database where to ring. Without --url it only writes: deploy first, see which address the functions get,
+    and run it again with that. A sealing key that is there is never replaced.
 
     Run again, it rotates the signing secret in two runs with a deployment between them: the first puts a new secret
     beside the one that signs; the second switches the database, once the functions have shown that they accept it. At

@@ -5,7 +5,8 @@ something gets it first and is asked whether they have it, and only then somebod
 
 Signing, with the secrets that the functions' environment lists:
 
-    none stored    the first is stored: nothing rings yet, so nothing can be lost
+    none stored    without an address, one is made              -> deploy, and see what the address is
+                   with one, the first is stored: nothing rings yet, so nothing can be lost
     (a)    a signs a new one is put before it                     -> deploy
     (b, a) a signs the functions accept b: now b signs
     (b, a) b signs a new one is put before it, and a goes         -> deploy
@@ -34,6 +35,7 @@ class CannotGoOn(Exception):
 class ConnectionStep(Enum):
     """What `doorkey connect` does."""
 
+    PREPARE = "prepare"
     STORE = "store"
     SWITCH = "switch"
     ROTATE = "rotate"
@@ -45,7 +47,7 @@ class ConnectionPlan:
 
     Attributes:
         step: which.
-        webhook_url: where the database shall ring.
+        webhook_url: where the database shall ring; empty: nobody knows yet.
         secrets: what the functions' environment shall list.
         signing_secret: what the database signs with after the step; before it, for a rotation, too.
         proof: of what signs now; None: nothing does.
@@ -70,14 +72,14 @@ def plan_connection(
         generate: makes a secret.
 
     Raises:
-        CannotGoOn: the address is missing, or the secret that signs isn't among those of the functions.
+        CannotGoOn: the secret that signs isn't among those of the functions.
     """
     url = webhook_url or connection.webhook_url
-    if url is None:
-        raise CannotGoOn("The database doesn't know yet where to ring: say it with --url.")
-    if connection.fingerprint is None:
+    if url is None or connection.fingerprint is None:
+        # On AWS the address is known after the first deployment, which needs the secrets.
         listed = secrets or (generate(),)
-        return ConnectionPlan(ConnectionStep.STORE, url, listed, listed[0], None)
+        step = ConnectionStep.STORE if url else ConnectionStep.PREPARE
+        return ConnectionPlan(step, url or "", listed, listed[0], None)
     known = current_secret(secrets, connection)
     if (url, known) != (connection.webhook_url, secrets[0]):
         return ConnectionPlan(ConnectionStep.SWITCH, url, secrets, secrets[0], proof_of(known))

@@ -1,4 +1,4 @@
-"""The secrets of one stage in AWS Secrets Manager: one secret, whose JSON has the variables by their names.
+"""What belongs to one stage alone, in AWS Secrets Manager: one secret, whose JSON has the variables by their names.
 
 serverless.yml takes them from there by dynamic references. The surprising thing: a variable that isn't set is there
 too, as an empty text, because a reference to something that is missing stops a deployment.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,11 +19,18 @@ from infra.connection.plans import CannotGoOn
 
 _STAGE = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 NAME_PREFIX = "doorkey/"
+# No secrets, but what tells one stage from another.
+STAGES_OWN = ("SUPABASE_URL", "DOORKEY_PROJECT", "DOORKEY_OPERATOR_TOKEN_SHA256")
 DESCRIPTION = "Secrets of doorkey's functions; keep DOORKEY_SEALING_KEYS, it opens the users' stored keys."
 
 
+def stage_variable_names() -> tuple[str, ...]:
+    """The variables that are kept there."""
+    return tuple(dict.fromkeys((*STAGES_OWN, *secret_variable_names())))
+
+
 class StageSecret:
-    """A home for the secret part of the functions' environment."""
+    """A home for what is secret in the functions' environment, or the stage's own."""
 
     def __init__(self, stage: str) -> None:
         if not _STAGE.fullmatch(stage):
@@ -43,7 +51,7 @@ class StageSecret:
         return await asyncio.to_thread(self._asked, self._read)
 
     async def write(self, environment: Mapping[str, str]) -> bool:
-        """Sets the secrets among these, and keeps all else that is in it.
+        """Sets those of these that belong there, and keeps all else that is in it.
 
         Raises:
             CannotGoOn: as above.
@@ -70,7 +78,7 @@ class StageSecret:
         before = self._read()
         if before != (known or {}):
             raise CannotGoOn(CHANGED_MEANWHILE.format(self))
-        wanted = {name: environment.get(name, before.get(name, "")) for name in secret_variable_names()}
+        wanted = {name: environment.get(name, before.get(name, "")) for name in stage_variable_names()}
         after = {**before, **wanted}
         if self._content is not None and after == before:
             return False
@@ -93,7 +101,8 @@ class StageSecret:
             raise CannotGoOn("--stage needs the AWS SDK: pip install boto3.") from None
         try:
             if self._manager is None:
-                self._manager = boto3.client("secretsmanager")
+                # The SDK itself heeds AWS_DEFAULT_REGION only.
+                self._manager = boto3.client("secretsmanager", region_name=os.environ.get("AWS_REGION") or None)
             return ask()
         except ClientError as error:
             # The code and nothing more: a message may quote what was sent.

@@ -58,9 +58,17 @@ def test_a_secret_that_nobody_here_knows_stops_it(secrets: tuple[str, ...]) -> N
         plan_connection(secrets, signing("a"), URL, generate)
 
 
-def test_somewhere_to_ring_is_needed() -> None:
-    with pytest.raises(CannotGoOn, match="--url"):
-        plan_connection((), signing(None), None, generate)
+def test_without_an_address_the_secret_is_only_made_and_later_it_is_the_one_that_is_stored() -> None:
+    plan = plan_connection((), signing(None), None, generate)
+    assert (plan.step, plan.webhook_url, len(plan.secrets)) == (ConnectionStep.PREPARE, "", 1)
+    again = plan_connection(plan.secrets, signing(None), None, generate)
+    assert (again.step, again.secrets) == (ConnectionStep.PREPARE, plan.secrets)
+    stored = plan_connection(plan.secrets, signing(None), URL, generate)
+    assert (stored.step, stored.secrets, stored.signing_secret) == (
+        ConnectionStep.STORE,
+        plan.secrets,
+        plan.secrets[0],
+    )
 
 
 def test_every_function_can_open_what_another_seals_one_deployment_away() -> None:
