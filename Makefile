@@ -3,6 +3,8 @@
 .PHONY: help setup demo dev test check format schema lock package deploy remove clean
 BIN := .venv/bin
 export PYTHON ?= python3
+# Most tests wait for other processes, so there are more of them than cores.
+PROCESSES ?= 4
 OSLS := node_modules/.bin/osls
 
 help: ## List the targets
@@ -18,7 +20,7 @@ dev: setup ## The same stack, left running until Ctrl-C
 	@$(BIN)/doorkey dev $(ARGS)
 
 test: check ## Every kind of test, against the real parts
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup $(ARGS)
 
 check: setup ## Format, lint, types, import rules, migrations, lock files: in seconds
 	@$(BIN)/ruff format --check --quiet . || (echo "Run make format." && false)

@@ -1,7 +1,11 @@
-"""The fixtures that every kind of test may use. Both servers start once, when the first test asks for them."""
+"""The fixtures that every kind of test may use. Both servers start once, when the first test asks for them.
+
+`make test` has several processes run the tests, each with servers of its own.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import AsyncIterator
 
@@ -11,13 +15,20 @@ import pytest
 
 from infra.local.stack import CHECKOUT, Stack, StackOptions, running_stack
 from tests.support.databases import Database, DatabaseServer, running_database_server
+from tests.support.logs import search_logs
 
-TEST_LOGS = CHECKOUT / "build" / "test-logs"
+TEST_LOGS = CHECKOUT / "build" / "test-logs" / os.environ.get("PYTEST_XDIST_WORKER", "alone")
+# Modules that share servers of their own, which start once: one process runs all of them.
+TOGETHER = ("contract/edge", "contract/faults", "contract/lambda", "contract/openrouter", "contract/pg_net")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What searches the logs runs last: it is about everything before it."""
-    items.sort(key=lambda item: item.path.name == "test_logs.py")
+    """Says which tests one process runs: those of a module, or of modules that share servers."""
+    for item in items:
+        group = next((name for name in TOGETHER if f"/tests/{name}/" in item.path.as_posix()), item.path.as_posix())
+        if "installation" in getattr(item, "fixturenames", ()):
+            group = "installation"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +43,7 @@ async def stack() -> AsyncIterator[Stack]:
             # A run makes more keys than an hour may have.
             await database.execute("update doorkey.settings set max_keys_per_hour = null")
         yield running
+        await search_logs(running)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What must never stand in a log: every secret and e-mail address that the tests have used.
 
-Whoever makes one remembers it here; `tests/acceptance/test_logs.py`, which runs last, searches every log for it.
+Whoever makes one remembers it here; when a shared stack stops, every log of it is searched for it.
 """
 
 from __future__ import annotations

@@ -142,7 +142,9 @@ async def test_the_public_key_does_not_serve_as_an_hs256_secret(key: Any, encodi
             assert await refuses(f"{head}.{body}.{part(forged).decode()}", of)
 
 
-@pytest.mark.parametrize(("key", "algorithm"), [(RSA_KEY, "RS512"), (RSA_KEY, "PS256"), (SECRET, "HS512")])
+@pytest.mark.parametrize(
+    ("key", "algorithm"), [(RSA_KEY, "RS512"), (RSA_KEY, "PS256"), (SECRET, "HS512")], ids=["RS512", "PS256", "HS512"]
+)
 async def test_an_algorithm_that_is_not_on_the_list_is_refused(key: Any, algorithm: str) -> None:
     assert await refuses(token(key, algorithm, "rsa"), sessions(secret=SECRET))
 
