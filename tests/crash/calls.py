@@ -1,0 +1,71 @@
+"""Where a worker can be hit: each call to the outside, by what it is made for, and the moments around it.
+
+What a call is made for is what the claim said (`create`, `update`, `delete`), or `sweep` where it is about nobody in
+particular. Before a claim nobody knows: `any`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import httpx
+
+CLAIM = "claim_provisioning"
+ANY, SWEEP = "any", "sweep"
+
+
+@dataclass(frozen=True, order=True)
+class Call:
+    """A call to the outside.
+
+    Attributes:
+        purpose: what it is made for: `any`, `create`, `update`, `delete` or `sweep`.
+        name: of the RPC, or method and path at OpenRouter.
+    """
+
+    purpose: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.purpose}: {self.name}"
+
+
+USERS_CALLS = (
+    Call(ANY, CLAIM),
+    Call("create", CLAIM),
+    Call("create", "POST /keys"),
+    Call("create", "finish_provisioning"),
+    Call("create", "DELETE /keys"),
+    Call("create", "defer_provisioning"),
+    Call("create", "hold_provisioning"),
+    Call("update", CLAIM),
+    Call("update", "PATCH /keys"),
+    Call("update", "finish_key_update"),
+    Call("update", "recheck_key"),
+    Call("update", "DELETE /keys"),
+    Call("update", "finish_key_deletion"),
+    Call("update", "defer_provisioning"),
+    Call("update", "hold_provisioning"),
+    Call("delete", CLAIM),
+    Call("delete", "DELETE /keys"),
+    Call("delete", "finish_key_deletion"),
+    Call("delete", "defer_provisioning"),
+    Call("delete", "hold_provisioning"),
+)
+SWEEPS_CALLS = (
+    Call(SWEEP, "start_sweep"),
+    Call(SWEEP, "list_due_provisioning"),
+    Call(SWEEP, "GET /keys"),
+    Call(SWEEP, "classify_keys"),
+    Call(SWEEP, "DELETE /keys"),
+)
+CALLS = (*USERS_CALLS, *SWEEPS_CALLS)
+
+BEFORE, DURING, AFTER = "before", "during", "after"
+MOMENTS = (BEFORE, DURING, AFTER)
+
+
+def name_of(request: httpx.Request) -> str:
+    """``POST /keys``, ``PATCH /keys``, or the name of an RPC."""
+    path = request.url.path
+    return path.rsplit("/", 1)[1] if "/rpc/" in path else f"{request.method} /{path.split('/')[3]}"

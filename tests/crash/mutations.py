@@ -1,0 +1,181 @@
+"""Small, named breaks of the code. Each must make a run fail, by the invariant that it is there for.
+
+A mutation in SQL replaces a piece of a function's text that must be there; one in Python replaces a function in the
+processes that run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+from functions.clients.supabase import DatabaseRefused, SupabaseAnswerLost
+from functions.provisioning import store, sweeping
+from functions.provisioning.states import ProvisioningState
+from functions.provisioning.steps import Provisioner
+
+
+class MutationMisses(Exception):
+    """The text to be broken is not there any more: mend the mutation."""
+
+
+@dataclass(frozen=True)
+class InSql:
+    """A function's text, and what becomes of a piece of it."""
+
+    function: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One break.
+
+    Attributes:
+        name: what is broken.
+        caught_by: invariants of the verdict, at least one of which must be violated.
+        in_sql: the pieces that are replaced.
+        in_python: breaks the code of the process that calls it.
+    """
+
+    name: str
+    caught_by: tuple[str, ...]
+    in_sql: tuple[InSql, ...] = ()
+    in_python: Callable[[], None] | None = None
+
+
+def _delete_on_time_out() -> None:
+    finish = Provisioner._finish
+
+    async def impatient(self: Provisioner, ask: Callable[[], Awaitable[ProvisioningState]], line: Any) -> Any:
+        try:
+            return await finish(self, ask, line)
+        except SupabaseAnswerLost:
+            raise DatabaseRefused(store.LEASE_LOST, 409) from None
+
+    Provisioner._finish = impatient  # type: ignore[method-assign]
+
+
+def _forget_the_key() -> None:
+    async def forget(self: Provisioner, claim: store.Claim, request_id: str, line: Any) -> ProvisioningState:
+        return await self._finish(lambda: store.finish_key_deletion(self.database, claim, request_id=request_id), line)
+
+    Provisioner._delete_key = forget  # type: ignore[method-assign]
+
+
+def _collect_nothing() -> None:
+    async def nothing(*_: object) -> None:
+        return None
+
+    sweeping._collect = nothing
+
+
+def _collect_the_young() -> None:
+    collect = sweeping.collect_strays
+
+    async def any_age(*args: Any, min_age: Any, **kwargs: Any) -> Any:
+        return await collect(*args, min_age=min_age * 0, **kwargs)
+
+    sweeping.collect_strays = any_age  # type: ignore[assignment]
+
+
+def _keep_the_undone() -> None:
+    async def keep(*_: object) -> None:
+        return None
+
+    Provisioner._undo = keep  # type: ignore[method-assign]
+
+
+MUTATIONS = (
+    Mutation(
+        "finish without the attempt check",
+        ("only the current attempt records",),
+        (InSql("doorkey.hold_lease", " or v_row.attempt is distinct from p_attempt", ""),),
+    ),
+    Mutation(
+        "grant without the idempotency key",
+        ("one welcome each",),
+        (InSql("doorkey.welcome", "'welcome:' || p_user_id", "'welcome:' || p_user_id || clock_timestamp()"),),
+    ),
+    Mutation("a key is deleted on a time-out", ("one live key each",), in_python=_delete_on_time_out),
+    Mutation(
+        "`wanted` is ignored",
+        ("ready only as wanted",),
+        (InSql("doorkey.settle_attempt", "case when p.wanted = p.claimed then 'ready' else 'due' end", "'ready'"),),
+    ),
+    Mutation(
+        "a claim takes rows that are worked on",
+        ("a lease keeps others out",),
+        (
+            InSql(
+                "doorkey.claim_provisioning",
+                "p.state = 'working' and p.lease_expires_at <= now()",
+                "p.state = 'working'",
+            ),
+        ),
+    ),
+    Mutation(
+        "a lease is never taken over",
+        ("everything is done",),
+        (InSql("doorkey.claim_provisioning", "p.state = 'working' and p.lease_expires_at <= now()", "false"),),
+    ),
+    Mutation("a deletion forgets the key", ("deleted is deleted",), in_python=_forget_the_key),
+    Mutation("strays are not collected", ("no strays",), in_python=_collect_nothing),
+    Mutation(
+        "known keys count as strays",
+        ("one live key each",),
+        (
+            InSql(
+                "doorkey.classify_keys", "case when k.key_hash is not null then 'known'", "case when false then 'known'"
+            ),
+        ),
+    ),
+    Mutation("young keys count as strays", ("one live key each",), in_python=_collect_the_young),
+    Mutation(
+        "finishing again is refused",
+        ("one live key each",),
+        (
+            InSql(
+                "doorkey.finish_provisioning",
+                "k.attempt = p_attempt and k.status <> 'deleted'",
+                "k.attempt = p_attempt and false",
+            ),
+        ),
+    ),
+    Mutation(
+        "a ban is ignored",
+        ("limited and switched as said",),
+        (InSql("doorkey.desired_key", "bool_and(u.banned_until is null or u.banned_until <= now())", "true"),),
+    ),
+    Mutation(
+        "half the ledger counts",
+        ("limited and switched as said",),
+        (InSql("doorkey.key_limit", "a.available_micros + a.held_micros", "(a.available_micros + a.held_micros) / 2"),),
+    ),
+)
+BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
+
+
+def apply_in_python(name: str | None) -> None:
+    """Breaks this process's code, if the mutation is one of code."""
+    if name is not None and (break_it := BY_NAME[name].in_python) is not None:
+        break_it()
+
+
+async def apply_in_sql(name: str | None, database: psycopg.AsyncConnection[Any]) -> None:
+    """Breaks the database's functions, if the mutation is one of SQL.
+
+    Raises:
+        MutationMisses: the text isn't there.
+    """
+    for change in BY_NAME[name].in_sql if name is not None else ():
+        cursor = await database.execute("select pg_get_functiondef(%s::regproc)", (change.function,))
+        row = await cursor.fetchone()
+        text = str(row[0]) if row else ""
+        if text.count(change.old) != 1:
+            raise MutationMisses(f"{change.function} does not hold once: {change.old}")
+        await database.execute(text.replace(change.old, change.new))  # type: ignore[arg-type]

@@ -1,0 +1,322 @@
+"""The plan: from a seed, everything that will happen to every user. Pure, so the same seed gives the same plan.
+
+Some users have a part to play: each kill point has some in whose script everything is laid out so that it is reached,
+and there their worker dies. The others' scripts are drawn at random.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tests.crash.calls import AFTER, ANY, BEFORE, CLAIM, DURING, SWEEPS_CALLS, USERS_CALLS, Call
+
+MAX_HITS = 3  # how often a call of one user may be hit by chance, so that everybody comes to an end
+PLANS = ("trial", "resale", "open")
+# So many users play each part for each thousand signups, and never fewer than two.
+PLAYERS_PER_THOUSAND = 4
+MIN_PLAYERS = 2
+
+
+class Kind(StrEnum):
+    """What hits a call."""
+
+    KILL = "kill"  # the process dies, with everything that it was doing
+    LOSE_REQUEST = "lose_request"  # never sent
+    LOSE_ANSWER = "lose_answer"  # done, and nobody hears of it
+    REFUSE = "refuse"  # somebody else's error in place of an answer; not sent
+    GARBLE = "garble"  # done, and a broken proxy answers
+    BE_LATE = "be_late"  # stands still until somebody took over
+    BE_SLOW = "be_slow"  # stands still for a moment
+    ACT = "act"  # something happens to the user just now
+
+
+class Act(StrEnum):
+    """What happens to a user."""
+
+    BAN = "ban"  # for a few seconds
+    BAN_FOREVER = "ban_forever"
+    UNBAN = "unban"
+    DELETE = "delete"
+    SOFT_DELETE = "soft_delete"
+    GRANT = "grant"
+    PLAN = "plan"  # another one, by an operator's SQL: no trigger sees it
+    EMAIL = "email"
+    REMOVE_KEY = "remove_key"  # at OpenRouter, by hand
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One thing that hits a call. `moment` says when; `status` is for refusals and broken proxies."""
+
+    kind: Kind
+    moment: str = BEFORE
+    act: Act | None = None
+    status: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happens to a user outside of any call: once they are `ready`, or after some seconds."""
+
+    act: Act
+    after_seconds: float | None  # None: once the key is there
+
+
+@dataclass(frozen=True)
+class HintFate:
+    """What becomes of a hint: delivered so many times (0: dropped), each after so many seconds."""
+
+    delays_seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Script:
+    """All that will happen to one user.
+
+    Attributes:
+        index: of the user, from 0.
+        user_id: drawn from the seed too.
+        part: what is laid out for them, or `chance`.
+        is_calm: hints go to the calm workers, where only those die who must: the others' late calls live on there.
+        is_missed: no trigger fires at the signup.
+        is_confirmed_later: the address is confirmed in a second transaction.
+        is_hopeless: OpenRouter refuses the key every time; the row shall die.
+        hits: what hits which call, by call and how often that call was made for this user before.
+        steps: what happens outside of calls, in order.
+        hints: the fate of each hint; later ones are delivered once, at once.
+    """
+
+    index: int
+    user_id: uuid.UUID
+    part: str
+    is_calm: bool = False
+    is_missed: bool = False
+    is_confirmed_later: bool = False
+    is_hopeless: bool = False
+    hits: Mapping[tuple[Call, int], tuple[Hit, ...]] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    hints: tuple[HintFate, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What must be laid out so that a call is made."""
+
+    name: str
+    calls: tuple[Call, ...]
+    hits: Mapping[tuple[Call, int], tuple[Hit, ...]] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    is_calm: bool = False
+    is_rare: bool = False  # it stops everybody for a moment
+
+
+def _call(purpose: str, name: str) -> Call:
+    call = Call(purpose, name)
+    if call not in USERS_CALLS:
+        raise ValueError(f"no such call: {call}")
+    return call
+
+
+def _first(call: Call, *hits: Hit, times: int = 1) -> dict[tuple[Call, int], tuple[Hit, ...]]:
+    return {(call, number): hits for number in range(times)}
+
+
+_POST, _FINISH = _call("create", "POST /keys"), _call("create", "finish_provisioning")
+_PATCH = _call("update", "PATCH /keys")
+_LATE_AFTER, _LATE_BEFORE = Hit(Kind.BE_LATE, AFTER), Hit(Kind.BE_LATE, BEFORE)
+_LOST_KEY_STEPS = (Step(Act.REMOVE_KEY, None), Step(Act.GRANT, 0.0))
+_CHANGED = (Step(Act.GRANT, None),)
+_GONE = (Step(Act.DELETE, None),)
+
+PARTS = (
+    Part("create", (_call(ANY, CLAIM), _call("create", CLAIM), _POST, _FINISH)),
+    Part("update", (_call("update", CLAIM), _PATCH, _call("update", "finish_key_update")), steps=_CHANGED),
+    Part(
+        "delete",
+        (_call("delete", CLAIM), _call("delete", "DELETE /keys"), _call("delete", "finish_key_deletion")),
+        steps=_GONE,
+    ),
+    # Its worker comes back after somebody took over, and must undo the key that it made.
+    Part("late key", (_call("create", "DELETE /keys"),), _first(_POST, _LATE_AFTER), is_calm=True),
+    # The user leaves between the key and its registration.
+    Part(
+        "gone meanwhile",
+        (_call("create", "DELETE /keys"),),
+        _first(_POST, Hit(Kind.ACT, AFTER, Act.DELETE)),
+        is_calm=True,
+    ),
+    # Overwrites what was done since, and must say so.
+    Part("late update", (_call("update", "recheck_key"),), _first(_PATCH, _LATE_BEFORE), _CHANGED, is_calm=True),
+    Part("failed create", (_call("create", "defer_provisioning"),), _first(_POST, Hit(Kind.REFUSE, status=503))),
+    Part(
+        "failed update",
+        (_call("update", "defer_provisioning"),),
+        _first(_PATCH, Hit(Kind.REFUSE, status=429)),
+        _CHANGED,
+    ),
+    Part(
+        "failed deletion",
+        (_call("delete", "defer_provisioning"),),
+        _first(_call("delete", "DELETE /keys"), Hit(Kind.REFUSE, status=500)),
+        _GONE,
+    ),
+    # The key was deleted by hand; it takes some tries to believe it.
+    Part(
+        "lost key",
+        (_call("update", "DELETE /keys"), _call("update", "finish_key_deletion")),
+        steps=_LOST_KEY_STEPS,
+    ),
+    Part(
+        "held create",
+        (_call("create", "hold_provisioning"),),
+        _first(_POST, Hit(Kind.REFUSE, status=402)),
+        is_rare=True,
+    ),
+    Part(
+        "held update",
+        (_call("update", "hold_provisioning"),),
+        _first(_PATCH, Hit(Kind.REFUSE, status=402)),
+        _CHANGED,
+        is_rare=True,
+    ),
+    Part(
+        "held deletion",
+        (_call("delete", "hold_provisioning"),),
+        _first(_call("delete", "DELETE /keys"), Hit(Kind.REFUSE, status=401)),
+        _GONE,
+        is_rare=True,
+    ),
+)
+# Parts that end in no kill, but in what is hard to meet by chance.
+UNHURT = (
+    # All three answers to "register this key" are lost: nobody knows, so the key must stay.
+    Part("unfinished", (), _first(_FINISH, Hit(Kind.LOSE_ANSWER, AFTER), times=3)),
+    Part("unheard", (), _first(_FINISH, Hit(Kind.LOSE_REQUEST), times=3)),
+    Part("late key", (), _first(_POST, _LATE_AFTER), is_calm=True),
+    Part("late update", (), _first(_PATCH, _LATE_BEFORE), _CHANGED, is_calm=True),
+    Part("slow key", (), _first(_POST, Hit(Kind.BE_SLOW, AFTER)), is_calm=True),
+    Part("asked twice", (), _first(_FINISH, Hit(Kind.LOSE_ANSWER, AFTER))),
+    Part("banned meanwhile", (), _first(_POST, Hit(Kind.ACT, AFTER, Act.BAN_FOREVER)), is_calm=True),
+    Part("given to meanwhile", (), _first(_FINISH, Hit(Kind.ACT, BEFORE, Act.GRANT)), is_calm=True),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will happen, from a seed."""
+
+    seed: int
+    scripts: tuple[Script, ...]
+
+    @property
+    def by_user(self) -> dict[uuid.UUID, Script]:
+        """The scripts by user."""
+        return {script.user_id: script for script in self.scripts}
+
+    def sweepers_end(self, sweeper: int, life: int) -> tuple[Call, str] | None:
+        """Where a life of a sweeper ends by itself, in turn; every other one goes on until a user's hit ends it."""
+        turns = [(call, moment) for call in SWEEPS_CALLS for moment in (BEFORE, AFTER)]
+        return turns[(life // 2 + sweeper) % len(turns)] if life % 2 else None
+
+
+def make_plan(seed: int, signups: int) -> Plan:
+    """The plan for so many signups."""
+    players = max(MIN_PLAYERS, PLAYERS_PER_THOUSAND * signups // 1000)
+    roles: list[tuple[Part, Call | None, str] | None] = [
+        (part, call, moment)
+        for part in PARTS
+        for call in part.calls
+        # A claim is known to be for something when it was answered, and not before.
+        for moment in ((BEFORE, AFTER) if call.name != CLAIM or call.purpose == ANY else (AFTER,))
+        for _ in range(MIN_PLAYERS if part.is_rare else players)
+    ]
+    roles += [(part, None, "") for part in UNHURT for _ in range(players)]
+    roles = roles[:signups] + [None] * (signups - len(roles))
+    random.Random(f"{seed}/roles").shuffle(roles)  # noqa: S311  to be repeated, not to be secret
+    return Plan(seed, tuple(_script(seed, index, role) for index, role in enumerate(roles)))
+
+
+def _script(seed: int, index: int, role: tuple[Part, Call | None, str] | None) -> Script:
+    chance = random.Random(f"{seed}/{index}")  # noqa: S311  likewise
+    user_id = uuid.UUID(int=chance.getrandbits(128), version=4)
+    if role is None:
+        return _by_chance(index, user_id, chance)
+    part, call, moment = role
+    hits = dict(part.hits)
+    if call is not None:
+        hits[(call, 0)] = (*hits.get((call, 0), ()), Hit(Kind.KILL, moment))
+    return Script(index, user_id, part.name, is_calm=part.is_calm, hits=hits, steps=part.steps)
+
+
+def _by_chance(index: int, user_id: uuid.UUID, chance: random.Random) -> Script:
+    is_calm = chance.random() < 0.15
+    is_hopeless = not is_calm and chance.random() < 0.01
+    hits = {
+        (call, number): (hit,)
+        for call in USERS_CALLS
+        for number in range(MAX_HITS)
+        if (hit := _draw_hit(chance, number, is_calm=is_calm)) is not None
+    }
+    return Script(
+        index,
+        user_id,
+        "chance",
+        is_calm=is_calm,
+        is_missed=chance.random() < 0.02,
+        is_confirmed_later=chance.random() < 0.1,
+        is_hopeless=is_hopeless,
+        hits=hits,
+        steps=_draw_steps(chance),
+        hints=tuple(_draw_fate(chance) for _ in range(4)),
+    )
+
+
+def _draw_hit(chance: random.Random, number: int, *, is_calm: bool) -> Hit | None:
+    """Rarer each time. Late and slow calls only where their process lives on, and there nobody is killed by chance."""
+    if chance.random() > 0.13 / (number + 1):
+        return None
+    moment = chance.choice((BEFORE, AFTER))
+    kinds = {
+        Kind.KILL: 0 if is_calm else 8,
+        Kind.LOSE_REQUEST: 2,
+        Kind.LOSE_ANSWER: 5,
+        Kind.REFUSE: 3,
+        Kind.GARBLE: 2,
+        Kind.BE_LATE: 4 if is_calm else 0,
+        Kind.BE_SLOW: 4 if is_calm else 0,
+        Kind.ACT: 5,
+    }
+    (kind,) = chance.choices(list(kinds), list(kinds.values()))
+    if kind is Kind.KILL:
+        return Hit(kind, chance.choice((BEFORE, DURING, AFTER)))
+    if kind in (Kind.REFUSE, Kind.GARBLE):
+        return Hit(kind, status=chance.choice((429, 500, 502, 503, 504)) if kind is Kind.REFUSE else 502)
+    if kind is Kind.ACT:
+        return Hit(kind, moment, _draw_act(chance))
+    return Hit(kind, moment)
+
+
+def _draw_act(chance: random.Random) -> Act:
+    weights = {
+        Act.BAN: 4, Act.BAN_FOREVER: 2, Act.UNBAN: 4, Act.DELETE: 3, Act.SOFT_DELETE: 2, Act.GRANT: 5, Act.PLAN: 2,
+        Act.EMAIL: 1,
+    }  # fmt: skip
+    return chance.choices(list(weights), list(weights.values()))[0]
+
+
+def _draw_steps(chance: random.Random) -> tuple[Step, ...]:
+    (how_many,) = chance.choices((0, 1, 2, 3), (50, 30, 14, 6))
+    return tuple(Step(_draw_act(chance), round(chance.uniform(0, 3), 2)) for _ in range(how_many))
+
+
+def _draw_fate(chance: random.Random) -> HintFate:
+    def late() -> float:
+        return round(chance.uniform(0.1, 2.0), 2)
+
+    fates = [((), 8), ((0.0, 0.0), 6), ((0.0, late(), late()), 6), ((late(),), 12), ((0.0,), 68)]
+    (delays,) = chance.choices([fate for fate, _ in fates], [weight for _, weight in fates])
+    return HintFate(delays)

@@ -1,0 +1,199 @@
+"""The processes that are killed: workers that take hints, and two that sweep.
+
+The surprising thing: they are forked from a nursery, a process without threads or an event loop that has imported
+everything. A worker costs some milliseconds then, so that thousands can die. The nursery itself is forked before the
+driver has a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from functions import sweep, webhook
+from functions.clients.outside import build_clients
+from functions.kit.observability import start_logging
+from functions.kit.settings import Settings
+from tests.crash.acts import Actor
+from tests.crash.mutations import apply_in_python
+from tests.crash.plan import Plan
+from tests.crash.shared import Shared
+from tests.crash.wires import Wires
+
+ROUGH, CALM, SWEEPER = "rough", "calm", "sweeper"
+CREW = (ROUGH, ROUGH, CALM, SWEEPER, SWEEPER)
+HINTS_AT_ONCE = {ROUGH: 5, CALM: 24}
+MAX_HINT_BYTES = 16 * 1024
+# A process that ends without being killed has met an error that nobody foresaw.
+MAX_FAILED = 20
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, repr=False)
+class Place:
+    """What the processes must know of the stack.
+
+    Attributes:
+        environment: the functions' settings.
+        superuser_url, role_password: of the database, for what happens to users.
+        log: where the functions' lines go.
+        sweep_pause_seconds: between two sweeps of one sweeper.
+        sweeps_clock_ahead_seconds: so much later it is for them, or a stray would be too young all the time.
+    """
+
+    environment: dict[str, str]
+    superuser_url: str
+    role_password: str
+    log: str
+    sweep_pause_seconds: float
+    sweeps_clock_ahead_seconds: float
+
+
+class Nursery:
+    """The handle on the processes, in the driver."""
+
+    def __init__(self, plan: Plan, shared: Shared, mutation: str | None) -> None:
+        """Forks; to be called before there is an event loop."""
+        hints = {kind: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for kind in (ROUGH, CALM)}
+        ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            ours.close()
+            _be_the_nursery(plan, shared, mutation, theirs, {kind: pair[0] for kind, pair in hints.items()})
+        theirs.close()
+        self._control = ours
+        self._is_stopped = False
+        self.hints = {kind: pair[1] for kind, pair in hints.items()}
+        for pair in hints.values():
+            pair[0].close()
+            pair[1].setblocking(False)
+
+    def start(self, place: Place) -> None:
+        """Has the crew started."""
+        self._control.sendall(json.dumps(asdict(place)).encode() + b"\n")
+
+    def stop(self) -> None:
+        """Kills everybody. Once is enough."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        self._control.close()
+        os.kill(self.pid, signal.SIGTERM)
+        os.waitpid(self.pid, 0)
+
+
+def _be_the_nursery(
+    plan: Plan, shared: Shared, mutation: str | None, control: socket.socket, hints: dict[str, socket.socket]
+) -> NoReturn:
+    crew: dict[int, tuple[int, int]] = {}
+
+    def end(*_: object) -> NoReturn:
+        for pid in crew:
+            os.kill(pid, signal.SIGKILL)
+        os._exit(0)
+
+    try:
+        _die_with_parent()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, end)
+        line = control.makefile("rb").readline()
+        if not line:
+            end()
+        place = Place(**json.loads(line))
+        log = Path(place.log).open("a", buffering=1)  # noqa: SIM115  for the life of the process
+        os.dup2(log.fileno(), sys.stderr.fileno())
+        apply_in_python(mutation)
+        gc.collect()
+        gc.freeze()
+        lives = [0] * len(CREW)
+        while True:
+            for member in sorted(set(range(len(CREW))) - {m for m, _ in crew.values()}):
+                pid = os.fork()
+                if pid == 0:
+                    _be_a_worker(plan, shared, place, member, lives[member], hints)
+                crew[pid] = (member, lives[member])
+                lives[member] += 1
+            pid, status = os.waitpid(-1, 0)
+            member, _ = crew.pop(pid)
+            was_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            shared.count(len(CREW), "killed" if was_killed else "failed")
+            if shared.totals()[("failed",)] > MAX_FAILED:
+                end()
+    except BaseException:
+        logging.exception("nursery.failed")
+        end()
+
+
+def _be_a_worker(
+    plan: Plan, shared: Shared, place: Place, member: int, life: int, hints: dict[str, socket.socket]
+) -> NoReturn:
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _die_with_parent()
+        start_logging()
+        kind = CREW[member]
+        work = (
+            _sweep(plan, shared, place, member, life)
+            if kind == SWEEPER
+            else _take_hints(plan, shared, place, member, hints[kind])
+        )
+        asyncio.run(work)
+    except BaseException:
+        logging.exception("worker.failed")
+    os._exit(1)
+
+
+async def _take_hints(plan: Plan, shared: Shared, place: Place, member: int, hints: socket.socket) -> None:
+    settings = Settings.from_environment(place.environment)
+    clients = build_clients(settings, transport=Wires(plan, shared, member, _actor(place, shared, member)))
+    handle = webhook.build(settings, clients)
+    hints.setblocking(False)
+    loop = asyncio.get_running_loop()
+    room = asyncio.Semaphore(HINTS_AT_ONCE[CREW[member]])
+    running: set[asyncio.Task[None]] = set()
+
+    async def one(event: dict[str, object]) -> None:
+        async with room:
+            await handle(event)
+
+    while True:
+        # Taken only when there is room: what waits in the socket outlives this process.
+        async with room:
+            event = json.loads(await loop.sock_recv(hints, MAX_HINT_BYTES))
+        task = asyncio.create_task(one(event))
+        running.add(task)
+        task.add_done_callback(running.discard)
+        await asyncio.sleep(0)
+
+
+async def _sweep(plan: Plan, shared: Shared, place: Place, member: int, life: int) -> None:
+    settings = Settings.from_environment(place.environment)
+    wires = Wires(plan, shared, member, _actor(place, shared, member), plan.sweepers_end(member, life))
+    clients = build_clients(settings, transport=wires)
+    handle = sweep.build(settings, clients, clock=lambda: time.time() + place.sweeps_clock_ahead_seconds)
+    while True:
+        await handle({"source": "aws.events"})
+        await asyncio.sleep(place.sweep_pause_seconds)
+
+
+def _actor(place: Place, shared: Shared, member: int) -> Actor:
+    openrouter = (place.environment["OPENROUTER_BASE_URL"], place.environment["OPENROUTER_MANAGEMENT_KEY"])
+    return Actor(
+        place.superuser_url, place.role_password, openrouter, lambda act: shared.count(member, "act", act.value)
+    )
+
+
+def _die_with_parent() -> None:
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,73 @@
+"""What all processes of a run see at once: counters in shared memory. They outlive whoever counts.
+
+The surprising thing: each process counts in a row of its own, so nothing is lost where two count at once. How often a
+user's call was made is one number for all; two processes at work for the same user may see the same one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections import Counter
+
+from tests.crash.calls import CALLS, MOMENTS, USERS_CALLS, Call
+from tests.crash.plan import Act, Kind
+
+_NUMBER = struct.Struct("=I")
+
+Key = tuple[str, ...]
+KEYS: tuple[Key, ...] = (
+    *(("kill", str(call), moment) for call in CALLS for moment in MOMENTS),
+    *(("hit", kind.value) for kind in Kind),
+    *(("act", act.value) for act in Act),
+    ("out of time",),
+    ("calls",),
+    ("killed",),
+    ("failed",),
+)
+_COLUMN = {key: column for column, key in enumerate(KEYS)}
+_CALL_COLUMN = {call: column for column, call in enumerate(USERS_CALLS)}
+
+
+class Shared:
+    """Made before the first fork.
+
+    Args:
+        rows: how many processes count.
+        users: how many users there are.
+    """
+
+    def __init__(self, rows: int, users: int) -> None:
+        self._rows = rows
+        self._counters = mmap.mmap(-1, rows * len(KEYS) * _NUMBER.size)
+        self._made = mmap.mmap(-1, max(1, users * len(USERS_CALLS)))
+        self._flags = mmap.mmap(-1, 1)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the disturbances are over."""
+        return self._flags[0] == 1
+
+    def be_quiet(self) -> None:
+        """Ends the disturbances, for everybody at once."""
+        self._flags[0] = 1
+
+    def count(self, row: int, *key: str) -> None:
+        """Adds one."""
+        at = (row * len(KEYS) + _COLUMN[key]) * _NUMBER.size
+        _NUMBER.pack_into(self._counters, at, _NUMBER.unpack_from(self._counters, at)[0] + 1)
+
+    def totals(self) -> Counter[Key]:
+        """The sums over all processes."""
+        sums: Counter[Key] = Counter()
+        for row in range(self._rows):
+            for key, column in _COLUMN.items():
+                sums[key] += _NUMBER.unpack_from(self._counters, (row * len(KEYS) + column) * _NUMBER.size)[0]
+        return sums
+
+    def number(self, user: int, call: Call) -> int:
+        """How often this call was made for this user before; counts it."""
+        at = user * len(USERS_CALLS) + _CALL_COLUMN[call]
+        number = self._made[at]
+        self._made[at] = min(number + 1, 255)
+        return number
