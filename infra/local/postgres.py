@@ -184,8 +184,8 @@ def _as_user(identity: Identity | None) -> dict[str, Any]:
     return {"user": identity.uid, "group": identity.gid, "extra_groups": []}
 
 
-def part(server: Postgres) -> Part:
-    """The server as a part of the stack."""
+def part(server: Postgres, *, forgets: bool = False) -> Part:
+    """The server as a part of the stack; one that forgets everything if the machine fails doesn't wait for disks."""
 
     async def is_ready() -> bool:
         try:
@@ -196,7 +196,7 @@ def part(server: Postgres) -> Part:
 
     return Part(
         name="postgres",
-        command=server.command,
+        command=[*server.command, *(("-c", "fsync=off") if forgets else ())],
         is_ready=is_ready,
         environment={"LC_ALL": "C"},
         folder=server.data.parent,

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from infra.local.stack import CHECKOUT
 from infra.local.supervisor import PartFailed
 from tests.crash import report
+from tests.crash.crowd import CrewFailed
 from tests.crash.mutations import BY_NAME, MutationMisses
 from tests.crash.plan import make_plan
 from tests.crash.processes import Nursery
@@ -42,7 +43,7 @@ def main() -> int:
     shutil.rmtree(LOGS, ignore_errors=True)
     LOGS.mkdir(parents=True)
     plan = make_plan(seed, arguments.signups)
-    shared = Shared(ROWS, arguments.signups)
+    shared = Shared(ROWS, len(plan.by_user))
     # Before there is a loop or a thread.
     nursery = Nursery(plan, shared, arguments.mutation)
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
@@ -51,13 +52,11 @@ def main() -> int:
             task = progress.add_task("", total=None, word="")
 
             def show(phase: str, done: int, total: int) -> None:
-                word = f"{shared.totals()[('killed',)]} killed" if done % 20 == 0 else None
-                progress.update(
-                    task, description=phase, completed=done, total=total, **({"word": word} if word else {})
-                )
+                word = f"{shared.totals()[('killed',)]} killed"
+                progress.update(task, description=phase, completed=done, total=total, word=word)
 
             outcome = asyncio.run(Run(plan, shared, nursery, arguments.mutation, show).run())
-    except (PartFailed, MutationMisses) as failure:
+    except (PartFailed, MutationMisses, CrewFailed) as failure:
         console.print(f"The run could not be made: {failure}", style="bold red", markup=False)
         return 2
     finally:

@@ -5,6 +5,7 @@ Called between signups by the driver, and in the middle of a call by the workers
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Callable
 
@@ -27,8 +28,10 @@ _AUTH = {
 }
 # No door for operators yet; the sweep finds it.
 _PLAN = "update public.credit_accounts set plan_id = %s where user_id = %s"
+# A grant changes the wish, and whoever grants rings.
 _GRANT = """
-select doorkey.grant_credits(a.user_id, 'bonus', %s, %s, 'A present', 'crash', null, 'crash')
+select doorkey.grant_credits(a.user_id, 'bonus', %s, %s, 'A present', 'crash', null, 'crash'),
+       doorkey.ring(a.user_id, 'UPDATE')
   from public.credit_accounts as a where a.user_id = %s
 """
 _KEY = "select key_hash from doorkey.provisioning where user_id = %s"
@@ -52,18 +55,20 @@ class Actor:
     def __init__(
         self, superuser_url: str, role_password: str, openrouter: tuple[str, str], count: Callable[[Act], None]
     ) -> None:
-        self._urls = {
-            "auth": with_login(superuser_url, "supabase_auth_admin", role_password),
-            "operator": superuser_url,
-        }
+        auth = with_login(superuser_url, "supabase_auth_admin", role_password)
+        self._urls = {"sign up": auth, "sign up unseen": superuser_url, "auth": auth, "operator": superuser_url}
         self._openrouter = openrouter
         self._count = count
         self._open: dict[str, psycopg.AsyncConnection[tuple[object, ...]]] = {}
+        self._opening = asyncio.Lock()
+        # Several statements at once would come into one transaction.
+        self._signing_up = asyncio.Lock()
 
     async def connection(self, name: str) -> psycopg.AsyncConnection[tuple[object, ...]]:
-        """The connection of `auth` or of the `operator`."""
-        if name not in self._open:
-            self._open[name] = await psycopg.AsyncConnection.connect(self._urls[name], autocommit=True)
+        """The connection of `auth` or of an `operator`; signing up has its own, because it takes transactions."""
+        async with self._opening:
+            if name not in self._open:
+                self._open[name] = await psycopg.AsyncConnection.connect(self._urls[name], autocommit=True)
         return self._open[name]
 
     async def close(self) -> None:
@@ -75,24 +80,21 @@ class Actor:
         """Inserts the user as Auth does; or so that no trigger sees it."""
         email = f"{script.user_id}@example.com"
         insert = (
-            "insert into auth.users (id, aud, role, email, created_at, updated_at{0})"
-            " values (%s, 'authenticated', '', %s, now(), now(){1})"
+            "insert into auth.users (id, aud, role, email, created_at, updated_at)"
+            " values (%s, 'authenticated', '', %s, now(), now())"
         )
-        if script.is_missed:
-            connection = await self.connection("operator")
-            async with connection.transaction():
-                await connection.execute("set local session_replication_role = replica")
-                await connection.execute(insert.format(", email_confirmed_at", ", now()"), (script.user_id, email))
-            return
-        auth = await self.connection("auth")
         confirm = "update auth.users set email_confirmed_at = now() where id = %s"
-        if script.is_confirmed_later:
-            await auth.execute(insert.format("", ""), (script.user_id, email))
-            await auth.execute(confirm, (script.user_id,))
-            return
-        async with auth.transaction():
-            await auth.execute(insert.format("", ""), (script.user_id, email))
-            await auth.execute(confirm, (script.user_id,))
+        connection = await self.connection("sign up unseen" if script.is_missed else "sign up")
+        async with self._signing_up:
+            if script.is_confirmed_later:
+                await connection.execute(insert, (script.user_id, email))
+                await connection.execute(confirm, (script.user_id,))
+                return
+            async with connection.transaction():
+                if script.is_missed:
+                    await connection.execute("set local session_replication_role = replica")
+                await connection.execute(insert, (script.user_id, email))
+                await connection.execute(confirm, (script.user_id,))
 
     async def perform(self, act: Act, script: Script, number: str) -> None:
         """Does it to the user; `number` tells one grant from another."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -21,6 +22,9 @@ from tests.crash.shared import Shared
 
 PATH = "/webhooks/supabase"
 MAX_HEAD_BYTES = 8 * 1024
+DRAIN_SECONDS = 20.0
+POLL_SECONDS = 0.2
+LAST_WORK_SECONDS = 1.0
 AS_IT_COMES = HintFate((0.0,))
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -55,10 +59,14 @@ class Doorbell:
                 sender.cancel()
             server.close()
 
-    @property
-    def waiting(self) -> int:
-        """How many hints no worker has taken yet, as far as is known here."""
-        return sum(queue.qsize() for queue in self._queues.values())
+    async def drain(self) -> None:
+        """Until the workers have taken what was rung, and had a moment for it."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+            if not any(queue.qsize() for queue in self._queues.values()):
+                break
+        await asyncio.sleep(LAST_WORK_SECONDS)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):

@@ -7,7 +7,7 @@ processes that run it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -71,23 +71,16 @@ def _collect_nothing() -> None:
     async def nothing(*_: object) -> None:
         return None
 
-    sweeping._collect = nothing
+    sweeping._collect = nothing  # type: ignore[assignment]
 
 
 def _collect_the_young() -> None:
-    collect = sweeping.collect_strays
+    collect = sweeping._collect
 
-    async def any_age(*args: Any, min_age: Any, **kwargs: Any) -> Any:
-        return await collect(*args, min_age=min_age * 0, **kwargs)
+    async def any_age(provisioner: Provisioner, settings: sweeping.SweepSettings, *more: Any) -> None:
+        await collect(provisioner, replace(settings, stray_age_seconds=-3600), *more)
 
-    sweeping.collect_strays = any_age  # type: ignore[assignment]
-
-
-def _keep_the_undone() -> None:
-    async def keep(*_: object) -> None:
-        return None
-
-    Provisioner._undo = keep  # type: ignore[method-assign]
+    sweeping._collect = any_age  # type: ignore[assignment]
 
 
 MUTATIONS = (
@@ -178,4 +171,4 @@ async def apply_in_sql(name: str | None, database: psycopg.AsyncConnection[Any])
         text = str(row[0]) if row else ""
         if text.count(change.old) != 1:
             raise MutationMisses(f"{change.function} does not hold once: {change.old}")
-        await database.execute(text.replace(change.old, change.new))  # type: ignore[arg-type]
+        await database.execute(text.replace(change.old, change.new))

@@ -6,19 +6,25 @@ and there their worker dies. The others' scripts are drawn at random.
 
 from __future__ import annotations
 
+import itertools
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
-from tests.crash.calls import AFTER, ANY, BEFORE, CLAIM, DURING, SWEEPS_CALLS, USERS_CALLS, Call
+from tests.crash.calls import AFTER, ANY, BEFORE, CLAIM, DURING, USERS_CALLS, Call
 
 MAX_HITS = 3  # how often a call of one user may be hit by chance, so that everybody comes to an end
 PLANS = ("trial", "resale", "open")
 # So many users play each part for each thousand signups, and never fewer than two.
 PLAYERS_PER_THOUSAND = 4
 MIN_PLAYERS = 2
+UNDERSTUDIES = 3
+
+
+KillPoint = tuple[Call, str]
 
 
 class Kind(StrEnum):
@@ -205,49 +211,65 @@ UNHURT = (
 )
 
 
+Role = tuple[Part, KillPoint | None]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Everything that will happen, from a seed."""
+    """Everything that will happen, from a seed.
+
+    Attributes:
+        seed: of it all.
+        scripts: of everybody who signs up.
+        understudies: who signs up at the end where nobody was killed at a point, by chance or through others' deaths.
+    """
 
     seed: int
     scripts: tuple[Script, ...]
+    understudies: Mapping[KillPoint, tuple[Script, ...]]
 
-    @property
+    @cached_property
     def by_user(self) -> dict[uuid.UUID, Script]:
-        """The scripts by user."""
-        return {script.user_id: script for script in self.scripts}
-
-    def sweepers_end(self, sweeper: int, life: int) -> tuple[Call, str] | None:
-        """Where a life of a sweeper ends by itself, in turn; every other one goes on until a user's hit ends it."""
-        turns = [(call, moment) for call in SWEEPS_CALLS for moment in (BEFORE, AFTER)]
-        return turns[(life // 2 + sweeper) % len(turns)] if life % 2 else None
+        """The scripts by user, those of understudies too."""
+        waiting = (script for scripts in self.understudies.values() for script in scripts)
+        return {script.user_id: script for script in (*self.scripts, *waiting)}
 
 
 def make_plan(seed: int, signups: int) -> Plan:
     """The plan for so many signups."""
     players = max(MIN_PLAYERS, PLAYERS_PER_THOUSAND * signups // 1000)
-    roles: list[tuple[Part, Call | None, str] | None] = [
-        (part, call, moment)
-        for part in PARTS
-        for call in part.calls
-        # A claim is known to be for something when it was answered, and not before.
-        for moment in ((BEFORE, AFTER) if call.name != CLAIM or call.purpose == ANY else (AFTER,))
-        for _ in range(MIN_PLAYERS if part.is_rare else players)
+    roles: list[Role | None] = [
+        (part, point) for part, point in _kill_parts() for _ in range(MIN_PLAYERS if part.is_rare else players)
     ]
-    roles += [(part, None, "") for part in UNHURT for _ in range(players)]
+    roles += [(part, None) for part in UNHURT for _ in range(players)]
     roles = roles[:signups] + [None] * (signups - len(roles))
     random.Random(f"{seed}/roles").shuffle(roles)  # noqa: S311  to be repeated, not to be secret
-    return Plan(seed, tuple(_script(seed, index, role) for index, role in enumerate(roles)))
+    scripts = tuple(_script(seed, index, role) for index, role in enumerate(roles))
+    numbers = itertools.count(signups)
+    understudies: dict[KillPoint, tuple[Script, ...]] = {}
+    for part, point in _kill_parts():
+        more = tuple(_script(seed, next(numbers), (part, point)) for _ in range(UNDERSTUDIES))
+        understudies[point] = understudies.get(point, ()) + more
+    return Plan(seed, scripts, understudies)
 
 
-def _script(seed: int, index: int, role: tuple[Part, Call | None, str] | None) -> Script:
+def _kill_parts() -> Iterator[tuple[Part, KillPoint]]:
+    for part in PARTS:
+        for call in part.calls:
+            # A claim is known to be for something when it was answered, and not before.
+            for moment in (BEFORE, AFTER) if call.name != CLAIM or call.purpose == ANY else (AFTER,):
+                yield part, (call, moment)
+
+
+def _script(seed: int, index: int, role: Role | None) -> Script:
     chance = random.Random(f"{seed}/{index}")  # noqa: S311  likewise
     user_id = uuid.UUID(int=chance.getrandbits(128), version=4)
     if role is None:
         return _by_chance(index, user_id, chance)
-    part, call, moment = role
+    part, point = role
     hits = dict(part.hits)
-    if call is not None:
+    if point is not None:
+        call, moment = point
         hits[(call, 0)] = (*hits.get((call, 0), ()), Hit(Kind.KILL, moment))
     return Script(index, user_id, part.name, is_calm=part.is_calm, hits=hits, steps=part.steps)
 
@@ -277,7 +299,7 @@ def _by_chance(index: int, user_id: uuid.UUID, chance: random.Random) -> Script:
 
 def _draw_hit(chance: random.Random, number: int, *, is_calm: bool) -> Hit | None:
     """Rarer each time. Late and slow calls only where their process lives on, and there nobody is killed by chance."""
-    if chance.random() > 0.13 / (number + 1):
+    if chance.random() > 0.2 / (number + 1):
         return None
     moment = chance.choice((BEFORE, AFTER))
     kinds = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import itertools
 import json
 import logging
 import os
@@ -26,8 +27,9 @@ from functions.clients.outside import build_clients
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
 from tests.crash.acts import Actor
+from tests.crash.calls import AFTER, BEFORE, SWEEPS_CALLS
 from tests.crash.mutations import apply_in_python
-from tests.crash.plan import Plan
+from tests.crash.plan import KillPoint, Plan
 from tests.crash.shared import Shared
 from tests.crash.wires import Wires
 
@@ -37,6 +39,8 @@ HINTS_AT_ONCE = {ROUGH: 5, CALM: 24}
 MAX_HINT_BYTES = 16 * 1024
 # A process that ends without being killed has met an error that nobody foresaw.
 MAX_FAILED = 20
+# So many sweeps a life waits for the call that is to be its end.
+CAREFUL_SWEEPS = 3
 _PR_SET_PDEATHSIG = 1
 
 
@@ -83,9 +87,15 @@ class Nursery:
         """Has the crew started."""
         self._control.sendall(json.dumps(asdict(place)).encode() + b"\n")
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is at work still; one that met an error is not."""
+        self._is_stopped = self._is_stopped or os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        return not self._is_stopped
+
     def stop(self) -> None:
         """Kills everybody. Once is enough."""
-        if self._is_stopped:
+        if not self.is_alive:
             return
         self._is_stopped = True
         self._control.close()
@@ -96,7 +106,7 @@ class Nursery:
 def _be_the_nursery(
     plan: Plan, shared: Shared, mutation: str | None, control: socket.socket, hints: dict[str, socket.socket]
 ) -> NoReturn:
-    crew: dict[int, tuple[int, int]] = {}
+    crew: dict[int, int] = {}
 
     def end(*_: object) -> NoReturn:
         for pid in crew:
@@ -117,22 +127,20 @@ def _be_the_nursery(
         gc.collect()
         gc.freeze()
         lives = [0] * len(CREW)
-        while True:
-            for member in sorted(set(range(len(CREW))) - {m for m, _ in crew.values()}):
+        while shared.totals()[("failed",)] <= MAX_FAILED:
+            for member in sorted(set(range(len(CREW))) - set(crew.values())):
                 pid = os.fork()
                 if pid == 0:
                     _be_a_worker(plan, shared, place, member, lives[member], hints)
-                crew[pid] = (member, lives[member])
+                crew[pid] = member
                 lives[member] += 1
             pid, status = os.waitpid(-1, 0)
-            member, _ = crew.pop(pid)
+            del crew[pid]
             was_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
             shared.count(len(CREW), "killed" if was_killed else "failed")
-            if shared.totals()[("failed",)] > MAX_FAILED:
-                end()
-    except BaseException:
+    except Exception:
         logging.exception("nursery.failed")
-        end()
+    end()
 
 
 def _be_a_worker(
@@ -149,7 +157,7 @@ def _be_a_worker(
             else _take_hints(plan, shared, place, member, hints[kind])
         )
         asyncio.run(work)
-    except BaseException:
+    except Exception:
         logging.exception("worker.failed")
     os._exit(1)
 
@@ -179,12 +187,22 @@ async def _take_hints(plan: Plan, shared: Shared, place: Place, member: int, hin
 
 async def _sweep(plan: Plan, shared: Shared, place: Place, member: int, life: int) -> None:
     settings = Settings.from_environment(place.environment)
-    wires = Wires(plan, shared, member, _actor(place, shared, member), plan.sweepers_end(member, life))
+    end = choose_end(shared, life)
+    wires = Wires(plan, shared, member, _actor(place, shared, member), is_sweeper=True, end=end)
     clients = build_clients(settings, transport=wires)
     handle = sweep.build(settings, clients, clock=lambda: time.time() + place.sweeps_clock_ahead_seconds)
-    while True:
+    for number in itertools.count(1):
         await handle({"source": "aws.events"})
+        if number == CAREFUL_SWEEPS:
+            wires.end = None  # there was nothing to be called for; now it is anybody's
         await asyncio.sleep(place.sweep_pause_seconds)
+
+
+def choose_end(shared: Shared, life: int) -> KillPoint | None:
+    """Where a sweeper's life is to end: in turn, where the fewest ended. Or where it will, every other time."""
+    turns = [(call, moment) for call in SWEEPS_CALLS for moment in (BEFORE, AFTER)]
+    fewest = min(turns, key=lambda turn: shared.kills(*turn))
+    return fewest if life % 2 == 0 or shared.kills(*fewest) == 0 else None
 
 
 def _actor(place: Place, shared: Shared, member: int) -> Actor:

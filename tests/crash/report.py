@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.crash.calls import AFTER, BEFORE, CALLS, CLAIM, DURING
 from tests.crash.plan import Plan
-from tests.crash.run import Outcome
 from tests.crash.shared import Shared
+
+if TYPE_CHECKING:
+    from tests.crash.run import Outcome
 
 MAX_NAMED = 20
 

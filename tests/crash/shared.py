@@ -40,7 +40,7 @@ class Shared:
     def __init__(self, rows: int, users: int) -> None:
         self._rows = rows
         self._counters = mmap.mmap(-1, rows * len(KEYS) * _NUMBER.size)
-        self._made = mmap.mmap(-1, max(1, users * len(USERS_CALLS)))
+        self._made = mmap.mmap(-1, max(1, users * (len(USERS_CALLS) + 1)))
         self._flags = mmap.mmap(-1, 1)
 
     @property
@@ -65,9 +65,23 @@ class Shared:
                 sums[key] += _NUMBER.unpack_from(self._counters, (row * len(KEYS) + column) * _NUMBER.size)[0]
         return sums
 
+    def kills(self, call: Call, moment: str) -> int:
+        """How many processes were killed there."""
+        column = _COLUMN[("kill", str(call), moment)]
+        return sum(
+            _NUMBER.unpack_from(self._counters, (row * len(KEYS) + column) * _NUMBER.size)[0]
+            for row in range(self._rows)
+        )
+
     def number(self, user: int, call: Call) -> int:
-        """How often this call was made for this user before; counts it."""
-        at = user * len(USERS_CALLS) + _CALL_COLUMN[call]
-        number = self._made[at]
-        self._made[at] = min(number + 1, 255)
-        return number
+        """How often this call was made for this user."""
+        return self._made[self._at(user, call)]
+
+    def made(self, user: int, call: Call) -> None:
+        """Counts it."""
+        at = self._at(user, call)
+        self._made[at] = min(self._made[at] + 1, 255)
+
+    def _at(self, user: int, call: Call) -> int:
+        # A call that nobody foresaw has a place too; the plan has nothing for it.
+        return user * (len(USERS_CALLS) + 1) + _CALL_COLUMN.get(call, len(USERS_CALLS))

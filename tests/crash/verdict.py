@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
@@ -18,12 +18,13 @@ import psycopg
 from psycopg.rows import dict_row
 
 from functions.kit.sealing import SealBroken, Sealer
-from tests.crash.plan import Plan
+from tests.crash.plan import Script
 
 PAGE_KEYS = 100
 MAX_PAGES = 1_000
 MICROS = 1_000_000
-HOPELESS_ERROR = "openrouter_refused"
+# A hopeless row may also die of a worker that was killed at its last attempt.
+HOPELESS_ERRORS = ("openrouter_refused", "lease_expired")
 PROFILE_STATUS = {("ready", "active"): "active", ("ready", "disabled"): "disabled", ("dead", None): "failed"}
 
 Row = dict[str, Any]
@@ -81,7 +82,7 @@ async def look(database: psycopg.AsyncConnection[Any], openrouter_url: str, mana
 
     async def rows(statement: str) -> list[Row]:
         async with database.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute(statement)  # type: ignore[arg-type]
+            await cursor.execute(statement)
             return await cursor.fetchall()
 
     return World(
@@ -119,7 +120,7 @@ def judge_deletions(world: World) -> Found:
             yield "deleted is deleted", key["user_id"], "the database says that the key is deleted, and it isn't"
 
 
-def judge(plan: Plan, world: World, sealer: Sealer) -> Found:
+def judge(scripts: Iterable[Script], world: World, sealer: Sealer) -> Found:
     """Every violated invariant, with whom it is about and what is wrong."""
     for row in world.noted:
         yield row["invariant"], row["user_id"], row["detail"]
@@ -131,7 +132,7 @@ def judge(plan: Plan, world: World, sealer: Sealer) -> Found:
     for key in world.keys:
         if key["status"] != "deleted":
             live[key["user_id"]].append(key)
-    for script in plan.scripts:
+    for script in scripts:
         yield from _judge_row(script.user_id, world, is_hopeless=script.is_hopeless)
         yield from _judge_keys(script.user_id, world, live[script.user_id], sealer)
         yield from _judge_money(script.user_id, world)
@@ -153,7 +154,7 @@ def _judge_row(user_id: UUID, world: World, *, is_hopeless: bool) -> Found:
         return
     state = row["state"]
     if state == "dead":
-        if not (is_hopeless and row["last_error"] == HOPELESS_ERROR):
+        if not (is_hopeless and row["last_error"] in HOPELESS_ERRORS):
             yield "dead only with reason", user_id, f"dead of {row['last_error']} after {row['failures']} failures"
     elif is_present:
         waits_for_the_ban = user is not None and user["is_banned"] and state == "due" and row["key_hash"] is None
