@@ -28,10 +28,8 @@ _AUTH = {
 }
 # No door for operators yet; the sweep finds it.
 _PLAN = "update public.credit_accounts set plan_id = %s where user_id = %s"
-# A grant changes the wish, and whoever grants rings.
 _GRANT = """
-select doorkey.grant_credits(a.user_id, 'bonus', %s, %s, 'A present', 'crash', null, 'crash'),
-       doorkey.ring(a.user_id, 'UPDATE')
+select doorkey.grant_credits(a.user_id, 'bonus', %s, %s, 'A present', 'crash', null, 'crash')
   from public.credit_accounts as a where a.user_id = %s
 """
 _KEY = "select key_hash from doorkey.provisioning where user_id = %s"

@@ -18,7 +18,8 @@ import psycopg
 
 from tests.crash.acts import Actor
 from tests.crash.calls import SWEEPS_CALLS
-from tests.crash.plan import KillPoint, Plan, Script
+from tests.crash.doorbell import Doorbell
+from tests.crash.plan import Act, KillPoint, Plan, Script
 from tests.crash.processes import Nursery
 from tests.crash.shared import Shared
 
@@ -56,12 +57,19 @@ class Crowd:
     """
 
     def __init__(
-        self, plan: Plan, shared: Shared, nursery: Nursery, actor: Actor, show: Callable[[str, int, int], None]
+        self,
+        plan: Plan,
+        shared: Shared,
+        nursery: Nursery,
+        actor: Actor,
+        doorbell: Doorbell,
+        show: Callable[[str, int, int], None],
     ) -> None:
         self._plan = plan
         self._nursery = nursery
         self._shared = shared
         self._actor = actor
+        self._doorbell = doorbell
         self._show = show
         self._ready: set[uuid.UUID] = set()
         self._settled: set[uuid.UUID] = set()
@@ -133,6 +141,8 @@ class Crowd:
                 await asyncio.sleep(step.after_seconds)
             self._ready.discard(script.user_id)
             await self._actor.perform(step.act, script, f"step {number}")
+            if step.act is Act.GRANT:
+                self._doorbell.ring(script.user_id)
         await asyncio.sleep(POLL_SECONDS * 2)
         await self._until(script.user_id, self._ready, self._settled)
 

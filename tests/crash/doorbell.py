@@ -15,6 +15,9 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+from standardwebhooks.webhooks import Webhook
 
 from tests.crash.plan import HintFate, Plan
 from tests.crash.processes import CALM, ROUGH
@@ -39,6 +42,7 @@ class Doorbell:
 
     def __init__(self, plan: Plan, shared: Shared, workers: dict[str, socket.socket]) -> None:
         self.url = ""
+        self._secret = ""
         self.counts: Counter[str] = Counter()
         self._by_user = plan.by_user
         self._rung: Counter[uuid.UUID] = Counter()
@@ -47,8 +51,9 @@ class Doorbell:
         self._queues: dict[str, asyncio.Queue[bytes]] = {kind: asyncio.Queue() for kind in workers}
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Doorbell]:
-        """Listens, and hands out, until the end of the block."""
+    async def open(self, secret: str) -> AsyncIterator[Doorbell]:
+        """Listens, and hands out, until the end of the block; the secret signs what no trigger gives."""
+        self._secret = secret
         server = await asyncio.start_server(self._converse, "127.0.0.1", 0, limit=MAX_HEAD_BYTES)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{PATH}"
         senders = [asyncio.create_task(self._hand_out(kind)) for kind in self._workers]
@@ -68,6 +73,18 @@ class Doorbell:
                 break
         await asyncio.sleep(LAST_WORK_SECONDS)
 
+    def ring(self, user_id: uuid.UUID) -> None:
+        """A hint that no trigger gives: of whoever changed a wish and doesn't leave it to the sweep."""
+        body = json.dumps({"type": "UPDATE", "schema": "auth", "table": "users", "record": {"id": str(user_id)}})
+        now = datetime.now(UTC)
+        name = f"msg_{uuid.uuid4()}"
+        headers = {
+            "webhook-id": name,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": Webhook(self._secret).sign(name, now, body),
+        }
+        self._deal_out(AS_IT_COMES, user_id, headers, body)
+
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
@@ -77,10 +94,10 @@ class Doorbell:
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 writer.write(_ANSWER)
                 await writer.drain()
-                self._ring(headers, body)
+                self._rung_by_the_database(headers, body.decode())
         writer.close()
 
-    def _ring(self, headers: dict[str, str], body: bytes) -> None:
+    def _rung_by_the_database(self, headers: dict[str, str], body: str) -> None:
         payload = json.loads(body)
         user_id = uuid.UUID((payload["record"] or payload["old_record"])["id"])
         script = self._by_user[user_id]
@@ -90,10 +107,13 @@ class Doorbell:
         self.counts["dropped"] += not fate.delays_seconds
         self.counts["repeated"] += len(fate.delays_seconds) > 1
         self.counts["delayed"] += any(fate.delays_seconds)
+        self._deal_out(fate, user_id, headers, body)
+
+    def _deal_out(self, fate: HintFate, user_id: uuid.UUID, headers: dict[str, str], body: str) -> None:
         http = {"method": "POST", "path": PATH, "sourceIp": "127.0.0.1"}
         event = {"version": "2.0", "rawPath": PATH, "headers": headers, "requestContext": {"http": http}}
-        message = json.dumps(event | {"body": body.decode(), "isBase64Encoded": False}).encode()
-        queue = self._queues[CALM if script.is_calm else ROUGH]
+        message = json.dumps(event | {"body": body, "isBase64Encoded": False}).encode()
+        queue = self._queues[CALM if self._by_user[user_id].is_calm else ROUGH]
         for delay_seconds in fate.delays_seconds:
             if delay_seconds:
                 asyncio.get_running_loop().call_later(delay_seconds, queue.put_nowait, message)

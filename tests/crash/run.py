@@ -101,13 +101,13 @@ class Run:
         self.show("Starting the stack", 0, 1)
         async with (
             running_stack(options) as stack,
-            Doorbell(self.plan, self.shared, self.nursery.hints).open() as doorbell,
+            Doorbell(self.plan, self.shared, self.nursery.hints).open(stack.secrets.webhook_secret) as doorbell,
             await psycopg.AsyncConnection.connect(stack.superuser_url, autocommit=True) as database,
         ):
             await self._prepare(stack, database, doorbell)
             lap("start")
             actor = self._actor(stack)
-            crowd = Crowd(self.plan, self.shared, self.nursery, actor, self.show)
+            crowd = Crowd(self.plan, self.shared, self.nursery, actor, doorbell, self.show)
             await crowd.play(database, is_complete=self.mutation is None)
             await actor.close()
             lap("disturbed")
