@@ -173,6 +173,7 @@ create table "public"."openrouter_user_keys" (
   "created_at"            timestamp with time zone not null default now(),
   "updated_at"            timestamp with time zone not null default now(),
   "retires_at"            timestamp with time zone,
+  "confirm_at"            timestamp with time zone,
   "deleted_at"            timestamp with time zone,
   constraint "openrouter_user_keys_attempt_check" check ((attempt > 0)),
   constraint "openrouter_user_keys_charged_cost_micros_check" check ((charged_cost_micros >= (0)::numeric)),
@@ -1313,6 +1314,7 @@ declare
   v_next record;
   v_limit record;
   v_braked_until timestamptz;
+  v_lease constant interval := make_interval(secs => p_lease_seconds);
 begin
   if p_lease_seconds is null or p_lease_seconds not between 1 and 3600 then
     raise sqlstate 'PT422' using message = 'lease_out_of_range', hint = 'A lease lasts 1 to 3600 seconds.';
@@ -1364,13 +1366,18 @@ begin
   if v_wish.is_present then
     perform doorkey.welcome(p_user_id, 'provisioning', p_request_id);
   end if;
+  if v_row.state = 'working' then
+    -- Whoever is taken over now may be alive, for a lease more at most.
+    update public.openrouter_user_keys as k set confirm_at = now() + 2 * v_lease
+     where k.user_id = p_user_id and k.status <> 'deleted';
+  end if;
   update doorkey.provisioning as p
      set state = 'working',
          attempt = p.attempt + 1,
          -- A worker that died said nothing, and may have made a key that nobody holds.
          failures = p.failures + case when v_row.state = 'working' then 1 else 0 end,
          claimed = p.wanted,
-         lease_expires_at = now() + make_interval(secs => p_lease_seconds),
+         lease_expires_at = now() + v_lease,
          updated_at = now()
    where p.user_id = p_user_id
   returning * into v_row;
@@ -1381,7 +1388,11 @@ begin
   select * into v_limit from doorkey.key_limit(p_user_id, v_next.key_hash);
   return query
     select v_row.user_id, v_row.attempt, v_row.failures, v_next.action, v_next.key_hash,
-           v_limit.limit_micros, v_limit.is_uncapped, v_wish.is_enabled;
+           -- What retires is only ever lowered.
+           case when not v_limit.is_uncapped then least(v_limit.limit_micros, (
+             select k.limit_micros from public.openrouter_user_keys as k
+              where k.key_hash = v_next.key_hash and k.retires_at is not null)) end,
+           v_limit.is_uncapped, v_wish.is_enabled;
 end
 $function$;
 
@@ -1751,6 +1762,9 @@ begin
          reported_usage_micros = p_usage_micros,
          updated_at = now()
    where k.key_hash = p_key_hash;
+  -- The key in use comes last: with it, all are confirmed.
+  update public.openrouter_user_keys as k set confirm_at = null
+   where k.user_id = p_user_id and k.confirm_at <= now() and p_key_hash in (k.key_hash, v_row.key_hash);
   v_state := doorkey.settle_attempt(p_user_id);
   perform doorkey.lift_hold();
   if v_key.key_hash = v_row.key_hash then
@@ -2168,7 +2182,7 @@ begin
     select * into v_limit from doorkey.key_limit(p_user_id, v_old.key_hash);
     -- Only ever lowered; and before it is deleted too, because OpenRouter then says what it has spent.
     if v_wish.is_present and not v_limit.is_uncapped
-       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros) then
+       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros or v_old.confirm_at <= now()) then
       action := 'update';
       return;
     end if;
@@ -2196,7 +2210,8 @@ begin
   select * into v_key from public.openrouter_user_keys as k where k.key_hash = v_row.key_hash;
   select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
   is_needed := v_key.limit_micros is distinct from v_limit.limit_micros
-               or v_wish.is_enabled <> (v_key.status = 'active');
+               or v_wish.is_enabled <> (v_key.status = 'active')
+               or coalesce(v_key.confirm_at <= now(), false);
 end
 $function$;
 
@@ -2547,6 +2562,8 @@ begin
   if not exists (select from doorkey.provisioning as p where p.user_id = p_user_id) then
     return null;
   end if;
+  -- Whichever key it was.
+  update public.openrouter_user_keys as k set confirm_at = now() where k.user_id = p_user_id and k.status <> 'deleted';
   perform doorkey.want(p_user_id);
   perform doorkey.write_audit('provisioning', 'key.rechecked', p_user_id, p_request_id, null);
   return (select p.state::text from doorkey.provisioning as p where p.user_id = p_user_id);
@@ -2810,8 +2827,8 @@ create or replace function doorkey.settle_attempt (
          last_error = null,
          due_at = now(),
          revisit_at = least(w.changes_at, (
-           select k.retires_at from public.openrouter_user_keys as k
-            where k.user_id = p_user_id and k.status <> 'deleted' and k.retires_at is not null)),
+           select min(least(k.retires_at, k.confirm_at)) from public.openrouter_user_keys as k
+            where k.user_id = p_user_id and k.status <> 'deleted')),
          ready_at = coalesce(p.ready_at, case when p.key_hash is not null then now() end),
          updated_at = now()
     from doorkey.desired_key(p_user_id) as w, doorkey.next_key_action(p_user_id) as n

@@ -25,6 +25,9 @@ create table if not exists public.openrouter_user_keys (
   updated_at timestamptz not null default now(),
   -- Another key took its place: it is deleted at this time, and may not spend anything new until then.
   retires_at timestamptz,
+  -- A worker that was taken over may have done to it at OpenRouter what nobody wants any more, and may have died of
+  -- it: at this time it is set once more, to be sure.
+  confirm_at timestamptz,
   deleted_at timestamptz,
   check ((status = 'deleted') = (deleted_at is not null))
 );

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from functions.provisioning.steps import LOST_KEY_FAILURES, Outcome
 from infra.local.stack import Stack
-from tests.support.scenes import Between, Scene, lose, named, once_after
+from tests.support.scenes import Answer, Between, Scene, lose, named, once_after
 
 MAX_POLLS = 300
 POLL_SECONDS = 0.05
@@ -218,6 +219,35 @@ async def test_a_late_update_is_set_right(scene: Scene) -> None:
     assert not await is_disabled(scene)
     assert await scene.provision() is Outcome.READY
     assert await is_disabled(scene)
+
+
+async def test_a_late_update_whose_worker_died_of_it_is_set_right_when_its_time_is_over(scene: Scene) -> None:
+    await scene.sql("select doorkey.want(%s)", scene.user_id)
+
+    async def banned_meanwhile(request: httpx.Request) -> None:
+        if named(request) == "PATCH /keys":
+            await scene.expire_lease()
+            ban = "update auth.users set banned_until = now() + interval '1 day' where id = %s"
+            await scene.sql(ban, scene.user_id)
+            assert await scene.provision() is Outcome.READY
+            assert await is_disabled(scene)
+
+    async def die(request: httpx.Request, answer: Answer) -> Answer:
+        if named(request) == "PATCH /keys":
+            raise asyncio.CancelledError
+        return answer
+
+    with pytest.raises(asyncio.CancelledError):
+        await scene.provision(Between(before=banned_meanwhile, after=die))
+    assert not await is_disabled(scene)
+    # It told nobody, and all looks well. But it was taken over, so when it must be over all is set again.
+    row = await scene.row()
+    assert (row["state"], row["now"] < row["revisit_at"] < row["now"] + timedelta(minutes=5)) == ("ready", True)
+    await scene.sql("update public.openrouter_user_keys set confirm_at = now() where user_id = %s", scene.user_id)
+    await scene.sql("update doorkey.provisioning set revisit_at = now() where user_id = %s", scene.user_id)
+    assert await scene.provision() is Outcome.READY
+    assert await is_disabled(scene)
+    assert (await scene.row())["revisit_at"] > row["now"] + timedelta(hours=1)
 
 
 async def test_a_ban_and_a_deletion_that_no_trigger_saw_are_found_by_the_sweep(

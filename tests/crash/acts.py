@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 
 import httpx
 import psycopg
@@ -17,6 +18,7 @@ from tests.crash.plan import PLANS, Act, Script
 
 GRANT_MICROS = 1_250_000
 BAN_SECONDS = 3
+GRACE_SECONDS = 3
 
 _AUTH = {
     Act.BAN: f"update users set banned_until = now() + interval '{BAN_SECONDS} s' where id = %s",
@@ -32,6 +34,7 @@ _GRANT = """
 select doorkey.grant_credits(a.user_id, 'bonus', %s, %s, 'A present', 'crash', null, 'crash')
   from public.credit_accounts as a where a.user_id = %s
 """
+_ROTATE = "select doorkey.request_key_rotation(%s, %s, 'crash')"
 _KEY = "select key_hash from doorkey.provisioning where user_id = %s"
 
 NEW_PLANS = """
@@ -102,6 +105,9 @@ class Actor:
         elif act is Act.GRANT:
             parameters = (GRANT_MICROS, f"crash:{user_id}:{number}", user_id)
             await (await self.connection("operator")).execute(_GRANT, parameters)
+        elif act is Act.ROTATE:
+            with suppress(psycopg.Error):  # without a key, banned, or too often: nothing happens
+                await (await self.connection("operator")).execute(_ROTATE, (user_id, GRACE_SECONDS))
         elif act is Act.PLAN:
             plan = PLANS[zlib.crc32(f"{user_id}/{number}".encode()) % len(PLANS)]
             await (await self.connection("operator")).execute(_PLAN, (plan, user_id))

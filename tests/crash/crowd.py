@@ -141,7 +141,7 @@ class Crowd:
                 await asyncio.sleep(step.after_seconds)
             self._ready.discard(script.user_id)
             await self._actor.perform(step.act, script, f"step {number}")
-            if step.act is Act.GRANT:
+            if step.act in (Act.GRANT, Act.ROTATE):
                 self._doorbell.ring(script.user_id)
         await asyncio.sleep(POLL_SECONDS * 2)
         await self._until(script.user_id, self._ready, self._settled)

@@ -98,7 +98,7 @@ MUTATIONS = (
     Mutation(
         "`wanted` is ignored",
         ("ready only as wanted",),
-        (InSql("doorkey.settle_attempt", "case when p.wanted = p.claimed then 'ready' else 'due' end", "'ready'"),),
+        (InSql("doorkey.settle_attempt", "p.wanted <> p.claimed or n.is_needed", "n.is_needed"),),
     ),
     Mutation(
         "a claim takes rows that are worked on",
@@ -147,7 +147,7 @@ MUTATIONS = (
     Mutation(
         "half the ledger counts",
         ("limited and switched as said",),
-        (InSql("doorkey.key_limit", "a.available_micros + a.held_micros", "(a.available_micros + a.held_micros) / 2"),),
+        (InSql("doorkey.key_limit", "then a.available_micros - v", "then a.available_micros / 2 - v"),),
     ),
 )
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

@@ -49,6 +49,7 @@ class Act(StrEnum):
     DELETE = "delete"
     SOFT_DELETE = "soft_delete"
     GRANT = "grant"
+    ROTATE = "rotate"  # another key, please
     PLAN = "plan"  # another one, by an operator's SQL: no trigger sees it
     EMAIL = "email"
     REMOVE_KEY = "remove_key"  # at OpenRouter, by hand
@@ -207,6 +208,8 @@ UNHURT = (
     Part("late key", (), _first(_POST, _LATE_AFTER), is_calm=True),
     Part("late update", (), _first(_PATCH, *_OVERTAKEN), _CHANGED, is_calm=True),
     Part("slow key", (), _first(_POST, Hit(Kind.BE_SLOW, AFTER)), is_calm=True),
+    Part("rotation", (), steps=(Step(Act.ROTATE, None), Step(Act.ROTATE, None))),
+    Part("rotation meanwhile", (), _first(_PATCH, Hit(Kind.ACT, AFTER, Act.ROTATE)), _CHANGED, is_calm=True),
     Part("asked twice", (), _first(_FINISH, Hit(Kind.LOSE_ANSWER, AFTER))),
     Part("banned meanwhile", (), _first(_POST, Hit(Kind.ACT, AFTER, Act.BAN_FOREVER)), is_calm=True),
     Part("given to meanwhile", (), _first(_FINISH, Hit(Kind.ACT, BEFORE, Act.GRANT)), is_calm=True),
@@ -327,7 +330,7 @@ def _draw_hit(chance: random.Random, number: int, *, is_calm: bool) -> Hit | Non
 def _draw_act(chance: random.Random) -> Act:
     weights = {
         Act.BAN: 4, Act.BAN_FOREVER: 2, Act.UNBAN: 4, Act.DELETE: 3, Act.SOFT_DELETE: 2, Act.GRANT: 5, Act.PLAN: 2,
-        Act.EMAIL: 1,
+        Act.EMAIL: 1, Act.ROTATE: 3,
     }  # fmt: skip
     return chance.choices(list(weights), list(weights.values()))[0]
 

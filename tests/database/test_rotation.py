@@ -207,6 +207,19 @@ async def test_a_key_without_cap_is_capped_before_another_one_may_spend(doors: D
 # -- whatever the order, nobody spends more than they have -------------------------------------------------------------
 
 
+async def test_a_retiring_key_that_a_late_worker_raised_is_lowered_again(doors: Doors, user_id: uuid.UUID) -> None:
+    await doors.wish(user_id)
+    await doors.claimed(user_id)
+    await doors.expire_lease(user_id)
+    await doors.rotate(user_id)
+    assert [(await step(doors, user_id))[:2] for _ in range(3)][-1] == ("update", "key 3")
+    # The late one changed one of the keys, and says so. Nobody knows which.
+    await doors.database.value("select public.recheck_key(%s, 'r')", (user_id,))
+    assert await step(doors, user_id) == ("update", "key 1", 0, "due")
+    assert await step(doors, user_id) == ("update", "key 3", CREDITS, "ready")
+    assert await doors.claim(user_id) is None
+
+
 @dataclass
 class RemoteKey:
     """A key as OpenRouter has it, in micro-dollars."""
