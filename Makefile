@@ -1,6 +1,6 @@
 # Everything starts here; every target does its own set-up. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test check format schema lock package deploy remove clean
+.PHONY: help setup demo dev test crash-test crash-mutations check format schema lock package deploy remove clean
 BIN := .venv/bin
 export PYTHON ?= python3
 # Most tests wait for other processes, so there are more of them than cores.
@@ -8,7 +8,7 @@ PROCESSES ?= 4
 OSLS := node_modules/.bin/osls
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Install everything that is needed, from the lock files
 	@sh infra/setup.sh
@@ -21,6 +21,12 @@ dev: setup ## The same stack, left running until Ctrl-C
 
 test: check ## Every kind of test, against the real parts
 	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup $(ARGS)
+
+crash-test: setup ## Ten thousand signups among workers that are killed on purpose; ARGS="--seed 7" replays a plan
+	@$(BIN)/python -m tests.crash --signups 10000 $(ARGS)
+
+crash-mutations: setup ## Does the crash test notice? Breaks the code in many ways, one at a time
+	@$(BIN)/python -m tests.crash.mutate $(ARGS)
 
 check: setup ## Format, lint, types, import rules, migrations, lock files: in seconds
 	@$(BIN)/ruff format --check --quiet . || (echo "Run make format." && false)

@@ -29,7 +29,7 @@ from tests.crash.shared import Shared
 FUNCTION_SECONDS = 12.0
 LATE_SECONDS = 8.0
 LATE_POLL_SECONDS = 0.2
-SLOW_SECONDS = 1.2
+SLOW_SECONDS = 1.6
 IN_FLIGHT_SECONDS = 0.002
 # Made before the first fork: it is what costs most at the birth of a worker, and nothing here uses it.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
