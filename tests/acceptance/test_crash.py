@@ -13,8 +13,8 @@ import sys
 import pytest
 
 from infra.local.stack import CHECKOUT
-from tests.crash.mutations import BY_NAME
 from tests.crash.mutate import run_one
+from tests.crash.mutations import BY_NAME
 from tests.crash.run import LOGS
 from tests.support.secrets_used import leaks
 

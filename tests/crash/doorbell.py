@@ -19,8 +19,7 @@ from datetime import UTC, datetime
 
 from standardwebhooks.webhooks import Webhook
 
-from tests.crash.plan import HintFate, Plan
-from tests.crash.processes import CALM, ROUGH
+from tests.crash.plan import Crew, HintFate, Plan
 from tests.crash.shared import Shared
 
 PATH = "/webhooks/supabase"
@@ -40,7 +39,7 @@ class Doorbell:
         counts: hints that were `rung`, `dropped`, `repeated`, `delayed`, `delivered`.
     """
 
-    def __init__(self, plan: Plan, shared: Shared, workers: dict[str, socket.socket]) -> None:
+    def __init__(self, plan: Plan, shared: Shared, workers: dict[Crew, socket.socket]) -> None:
         self.url = ""
         self._secret = ""
         self.counts: Counter[str] = Counter()
@@ -48,7 +47,7 @@ class Doorbell:
         self._rung: Counter[uuid.UUID] = Counter()
         self._shared = shared
         self._workers = workers
-        self._queues: dict[str, asyncio.Queue[bytes]] = {kind: asyncio.Queue() for kind in workers}
+        self._queues: dict[Crew, asyncio.Queue[bytes]] = {kind: asyncio.Queue() for kind in workers}
 
     @asynccontextmanager
     async def open(self, secret: str) -> AsyncIterator[Doorbell]:
@@ -113,14 +112,14 @@ class Doorbell:
         http = {"method": "POST", "path": PATH, "sourceIp": "127.0.0.1"}
         event = {"version": "2.0", "rawPath": PATH, "headers": headers, "requestContext": {"http": http}}
         message = json.dumps(event | {"body": body, "isBase64Encoded": False}).encode()
-        queue = self._queues[CALM if self._by_user[user_id].is_calm else ROUGH]
+        queue = self._queues[self._by_user[user_id].crew]
         for delay_seconds in fate.delays_seconds:
             if delay_seconds:
                 asyncio.get_running_loop().call_later(delay_seconds, queue.put_nowait, message)
             else:
                 queue.put_nowait(message)
 
-    async def _hand_out(self, kind: str) -> None:
+    async def _hand_out(self, kind: Crew) -> None:
         while True:
             await asyncio.get_running_loop().sock_sendall(self._workers[kind], await self._queues[kind].get())
             self.counts["delivered"] += 1

@@ -24,6 +24,14 @@ MIN_PLAYERS = 2
 UNDERSTUDIES = 4
 
 
+class Crew(StrEnum):
+    """Workers that take hints. Whoever is in the same process dies together: late calls need one that lives on."""
+
+    ROUGH = "rough"  # processes die here all the time
+    CALM = "calm"  # now and then: those who are killed after a late call
+    QUIET = "quiet"  # never
+
+
 KillPoint = tuple[Call, str]
 
 
@@ -88,7 +96,7 @@ class Script:
         index: of the user, from 0.
         user_id: drawn from the seed too.
         part: what is laid out for them, or `chance`.
-        is_calm: hints go to the calm workers, where only those die who must: the others' late calls live on there.
+        crew: which workers take up hints about this user.
         is_missed: no trigger fires at the signup.
         is_confirmed_later: the address is confirmed in a second transaction.
         is_hopeless: OpenRouter refuses the key every time; the row shall die.
@@ -100,7 +108,7 @@ class Script:
     index: int
     user_id: uuid.UUID
     part: str
-    is_calm: bool = False
+    crew: Crew = Crew.ROUGH
     is_missed: bool = False
     is_confirmed_later: bool = False
     is_hopeless: bool = False
@@ -203,8 +211,8 @@ PARTS = (
 # Parts that end in no kill, but in what is hard to meet by chance.
 UNHURT = (
     # All three answers to "register this key" are lost: nobody knows, so the key must stay.
-    Part("unfinished", (), _first(_FINISH, Hit(Kind.LOSE_ANSWER, AFTER), times=3)),
-    Part("unheard", (), _first(_FINISH, Hit(Kind.LOSE_REQUEST), times=3)),
+    Part("unfinished", (), _first(_FINISH, Hit(Kind.LOSE_ANSWER, AFTER), times=3), is_calm=True),
+    Part("unheard", (), _first(_FINISH, Hit(Kind.LOSE_REQUEST), times=3), is_calm=True),
     Part("late key", (), _first(_POST, _LATE_AFTER), is_calm=True),
     Part("late update", (), _first(_PATCH, *_OVERTAKEN), _CHANGED, is_calm=True),
     # Registered in time, but not at once: who takes young keys for strays deletes it meanwhile.
@@ -275,7 +283,8 @@ def _script(seed: int, index: int, role: Role | None) -> Script:
     if point is not None:
         call, moment = point
         hits[(call, 0)] = (*hits.get((call, 0), ()), Hit(Kind.KILL, moment))
-    return Script(index, user_id, part.name, is_calm=part.is_calm, hits=hits, steps=part.steps)
+    crew = Crew.ROUGH if not part.is_calm else Crew.QUIET if point is None else Crew.CALM
+    return Script(index, user_id, part.name, crew=crew, hits=hits, steps=part.steps)
 
 
 def _by_chance(index: int, user_id: uuid.UUID, chance: random.Random) -> Script:
@@ -291,7 +300,7 @@ def _by_chance(index: int, user_id: uuid.UUID, chance: random.Random) -> Script:
         index,
         user_id,
         "chance",
-        is_calm=is_calm,
+        crew=Crew.QUIET if is_calm else Crew.ROUGH,
         is_missed=chance.random() < 0.02,
         is_confirmed_later=chance.random() < 0.1,
         is_hopeless=is_hopeless,

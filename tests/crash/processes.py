@@ -29,18 +29,18 @@ from functions.kit.settings import Settings
 from tests.crash.acts import Actor
 from tests.crash.calls import AFTER, BEFORE, SWEEPS_CALLS
 from tests.crash.mutations import apply_in_python
-from tests.crash.plan import KillPoint, Plan
+from tests.crash.plan import Crew, KillPoint, Plan
 from tests.crash.shared import Shared
 from tests.crash.wires import Wires
 
-ROUGH, CALM, SWEEPER = "rough", "calm", "sweeper"
-CREW = (ROUGH, ROUGH, CALM, SWEEPER, SWEEPER)
-HINTS_AT_ONCE = {ROUGH: 5, CALM: 24}
+SWEEPER = None
+CREW: tuple[Crew | None, ...] = (Crew.ROUGH, Crew.ROUGH, Crew.CALM, Crew.QUIET, SWEEPER, SWEEPER)
+HINTS_AT_ONCE = {Crew.ROUGH: 5, Crew.CALM: 24, Crew.QUIET: 24}
 MAX_HINT_BYTES = 16 * 1024
 # A process that ends without being killed has met an error that nobody foresaw.
 MAX_FAILED = 20
-# So many sweeps a life waits for the call that is to be its end.
-CAREFUL_SWEEPS = 3
+# So many sweeps a sweeper waits for one kind of end.
+SWEEPS_OF_A_KIND = 3
 _PR_SET_PDEATHSIG = 1
 
 
@@ -69,7 +69,7 @@ class Nursery:
 
     def __init__(self, plan: Plan, shared: Shared, mutation: str | None) -> None:
         """Forks; to be called before there is an event loop."""
-        hints = {kind: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for kind in (ROUGH, CALM)}
+        hints = {kind: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for kind in Crew}
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
         if self.pid == 0:
@@ -104,7 +104,7 @@ class Nursery:
 
 
 def _be_the_nursery(
-    plan: Plan, shared: Shared, mutation: str | None, control: socket.socket, hints: dict[str, socket.socket]
+    plan: Plan, shared: Shared, mutation: str | None, control: socket.socket, hints: dict[Crew, socket.socket]
 ) -> NoReturn:
     crew: dict[int, int] = {}
 
@@ -144,31 +144,31 @@ def _be_the_nursery(
 
 
 def _be_a_worker(
-    plan: Plan, shared: Shared, place: Place, member: int, life: int, hints: dict[str, socket.socket]
+    plan: Plan, shared: Shared, place: Place, member: int, life: int, hints: dict[Crew, socket.socket]
 ) -> NoReturn:
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _die_with_parent()
         start_logging()
-        kind = CREW[member]
-        work = (
-            _sweep(plan, shared, place, member, life)
-            if kind == SWEEPER
-            else _take_hints(plan, shared, place, member, hints[kind])
-        )
-        asyncio.run(work)
+        crew = CREW[member]
+        if crew is SWEEPER:
+            asyncio.run(_sweep(plan, shared, place, member, life))
+        else:
+            asyncio.run(_take_hints(plan, shared, place, member, hints[crew], HINTS_AT_ONCE[crew]))
     except Exception:
         logging.exception("worker.failed")
     os._exit(1)
 
 
-async def _take_hints(plan: Plan, shared: Shared, place: Place, member: int, hints: socket.socket) -> None:
+async def _take_hints(
+    plan: Plan, shared: Shared, place: Place, member: int, hints: socket.socket, at_once: int
+) -> None:
     settings = Settings.from_environment(place.environment)
     clients = build_clients(settings, transport=Wires(plan, shared, member, _actor(place, shared, member)))
     handle = webhook.build(settings, clients)
     hints.setblocking(False)
     loop = asyncio.get_running_loop()
-    room = asyncio.Semaphore(HINTS_AT_ONCE[CREW[member]])
+    room = asyncio.Semaphore(at_once)
     running: set[asyncio.Task[None]] = set()
 
     async def one(event: dict[str, object]) -> None:
@@ -187,22 +187,21 @@ async def _take_hints(plan: Plan, shared: Shared, place: Place, member: int, hin
 
 async def _sweep(plan: Plan, shared: Shared, place: Place, member: int, life: int) -> None:
     settings = Settings.from_environment(place.environment)
-    end = choose_end(shared, life)
-    wires = Wires(plan, shared, member, _actor(place, shared, member), is_sweeper=True, end=end)
+    wires = Wires(plan, shared, member, _actor(place, shared, member), is_sweeper=True)
     clients = build_clients(settings, transport=wires)
     handle = sweep.build(settings, clients, clock=lambda: time.time() + place.sweeps_clock_ahead_seconds)
-    for number in itertools.count(1):
+    for number in itertools.count():
+        # Some sweeps long its life is to end where a user's hit comes, then at a call of its own, and so on.
+        wires.end = next_end(shared) if (life + number // SWEEPS_OF_A_KIND) % 2 else None
         await handle({"source": "aws.events"})
-        if number == CAREFUL_SWEEPS:
-            wires.end = None  # there was nothing to be called for; now it is anybody's
         await asyncio.sleep(place.sweep_pause_seconds)
 
 
-def choose_end(shared: Shared, life: int) -> KillPoint | None:
-    """Where a sweeper's life is to end: in turn, where the fewest ended. Or where it will, every other time."""
-    turns = [(call, moment) for call in SWEEPS_CALLS for moment in (BEFORE, AFTER)]
-    fewest = min(turns, key=lambda turn: shared.kills(*turn))
-    return fewest if life % 2 == 0 or shared.kills(*fewest) == 0 else None
+def next_end(shared: Shared) -> KillPoint:
+    """At which call of its own a sweeper is to end: where the fewest did."""
+    return min(
+        ((call, moment) for call in SWEEPS_CALLS for moment in (BEFORE, AFTER)), key=lambda turn: shared.kills(*turn)
+    )
 
 
 def _actor(place: Place, shared: Shared, member: int) -> Actor:
