@@ -107,6 +107,24 @@ async def _late(answer: Answer) -> Answer:
     return answer
 
 
+async def test_strays_are_looked_for_though_somebody_is_due_all_the_time(stack: Stack) -> None:
+    newcomers = [uuid.uuid4() for _ in range(sweeping.MAX_PAGES)]
+
+    async def a_newcomer_each_time(request: httpx.Request) -> Answer | None:
+        if named(request) == "list_due_provisioning":
+            return Answer(200, json=[str(newcomers.pop())])
+        if named(request) != "claim_provisioning":
+            return None
+        # Their key is made, and that takes a moment.
+        await asyncio.sleep(0.1)
+        return Answer(409, json={"code": "PT409", "message": "lease_lost"})
+
+    line = await run_sweep(stack, Between(before=a_newcomer_each_time), DOORKEY_SWEEP_BUDGET_SECONDS="2")
+    assert newcomers
+    assert line["is_everything_done"] is False
+    assert "stray_keys" in line
+
+
 async def test_one_users_trouble_does_not_stop_the_others(stack: Stack, http: httpx.AsyncClient) -> None:
     first, second = await due_user(stack, http), await due_user(stack, http)
 

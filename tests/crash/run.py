@@ -95,7 +95,7 @@ class Run:
             functions_environment={
                 "DOORKEY_LEASE_SECONDS": str(LEASE_SECONDS),
                 "DOORKEY_STRAY_AGE_SECONDS": str(STRAY_AGE_SETTING_SECONDS),
-                "DOORKEY_SWEEP_BUDGET_SECONDS": "10",
+                "DOORKEY_SWEEP_BUDGET_SECONDS": "4",
             },
         )
         self.show("Starting the stack", 0, 1)
@@ -134,7 +134,7 @@ class Run:
                 superuser_url=stack.superuser_url,
                 role_password=stack.secrets.role_password,
                 log=str(LOGS / "workers.log"),
-                sweep_pause_seconds=max(0.5, len(self.plan.scripts) / 4_000),
+                sweep_pause_seconds=max(1.0, len(self.plan.scripts) / 4_000),
                 sweeps_clock_ahead_seconds=AHEAD_SECONDS,
             )
         )

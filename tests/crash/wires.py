@@ -127,7 +127,7 @@ class Wires(httpx.AsyncBaseTransport):
             return ()
         hits = script.hits.get((call, self._shared.number(script.index, call)), ())
         # A late call would hold up a whole sweep; and one whose own end is to come first must not be killed.
-        left_to_others = {Kind.BE_LATE, Kind.BE_SLOW} if self._is_sweeper else set()
+        left_to_others = {Kind.BE_LATE} if self._is_sweeper else set()
         left_to_others |= {Kind.KILL} if self.end is not None else set()
         if any(hit.kind in left_to_others for hit in hits):
             return ()
