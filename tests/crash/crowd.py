@@ -23,7 +23,8 @@ from tests.crash.plan import Act, KillPoint, Plan, Script
 from tests.crash.processes import Nursery
 from tests.crash.shared import Shared
 
-IN_FLIGHT = 80
+# So many live at once; fewer where there are few, or sweeps would never come to an end.
+IN_FLIGHT = range(20, 80)
 USER_SECONDS = 60.0
 POLL_SECONDS = 0.25
 # How long a sweeper that shall come to a certain call is waited for, once everybody has signed up.
@@ -97,7 +98,7 @@ class Crowd:
     async def _live_all(self, phase: str, scripts: Iterable[Script]) -> None:
         everybody = list(scripts)
         done = 0
-        room = asyncio.Semaphore(IN_FLIGHT)
+        room = asyncio.Semaphore(min(max(IN_FLIGHT.start, len(everybody) // 10), IN_FLIGHT.stop))
 
         async def one(script: Script) -> None:
             nonlocal done

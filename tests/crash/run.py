@@ -95,7 +95,7 @@ class Run:
             functions_environment={
                 "DOORKEY_LEASE_SECONDS": str(LEASE_SECONDS),
                 "DOORKEY_STRAY_AGE_SECONDS": str(STRAY_AGE_SETTING_SECONDS),
-                "DOORKEY_SWEEP_BUDGET_SECONDS": "4",
+                "DOORKEY_SWEEP_BUDGET_SECONDS": "6",
             },
         )
         self.show("Starting the stack", 0, 1)
