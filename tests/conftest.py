@@ -38,7 +38,7 @@ async def stack() -> AsyncIterator[Stack]:
     Shared: tests make users of their own in it and change nothing for others.
     """
     shutil.rmtree(TEST_LOGS, ignore_errors=True)
-    async with running_stack(StackOptions(log_folder=TEST_LOGS, sweep_seconds=0)) as running:
+    async with running_stack(StackOptions(log_folder=TEST_LOGS, sweep_seconds=0, forgets=True)) as running:
         async with await psycopg.AsyncConnection.connect(running.superuser_url, autocommit=True) as database:
             # A run makes more keys than an hour may have.
             await database.execute("update doorkey.settings set max_keys_per_hour = null")

@@ -40,7 +40,7 @@ FROZEN_SECONDS = 4.0
 async def stack() -> AsyncIterator[Stack]:
     """A stack of its own, without a schedule and without hints: what happens, the test does."""
     options = StackOptions(
-        sweep_seconds=0, functions_environment={"DOORKEY_OUTSIDE_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS)}
+        sweep_seconds=0, forgets=True, functions_environment={"DOORKEY_OUTSIDE_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS)}
     )
     async with running_stack(options) as running:
         async with await psycopg.AsyncConnection.connect(running.superuser_url, autocommit=True) as database:

@@ -116,7 +116,7 @@ class Place:
 async def place() -> AsyncIterator[Place]:
     """A stack of this module's own, without a schedule."""
     options = StackOptions(
-        sweep_seconds=0, functions_environment={"DOORKEY_OUTSIDE_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS)}
+        sweep_seconds=0, forgets=True, functions_environment={"DOORKEY_OUTSIDE_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS)}
     )
     async with running_stack(options) as stack:
         yield Place(stack, FaultControl(OPENROUTER, stack.openrouter_url))

@@ -137,7 +137,7 @@ class Installation:
 async def running_installation(log_folder: Path) -> AsyncIterator[Installation]:
     """A stack without a sweep, of one's own."""
     async with (
-        running_stack(StackOptions(log_folder=log_folder, sweep_seconds=0)) as stack,
+        running_stack(StackOptions(log_folder=log_folder, sweep_seconds=0, forgets=True)) as stack,
         httpx.AsyncClient(timeout=30.0, trust_env=False) as http,
     ):
         yield Installation(stack, http)
