@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
+from uuid import UUID
 
 import httpx
+from pydantic import SecretStr
 
 from functions.kit.errors import DoorkeyError
-from functions.kit.settings import Settings
 
 MICROS_PER_DOLLAR = 1_000_000
 # facts.md 1.5: fixed by OpenRouter.
@@ -132,10 +133,26 @@ class ListedKey:
     created_at: datetime
 
 
+class OpenRouterAccount(Protocol):
+    """What it takes to manage an account's keys; the functions' settings have it."""
+
+    @property
+    def openrouter_base_url(self) -> str:
+        """Its address."""
+
+    @property
+    def openrouter_management_key(self) -> SecretStr:
+        """What lets us in."""
+
+    @property
+    def openrouter_workspace_id(self) -> UUID | None:
+        """Where keys are made; None: in the default workspace."""
+
+
 class OpenRouter:
     """The management side of one OpenRouter account."""
 
-    def __init__(self, http: httpx.AsyncClient, settings: Settings) -> None:
+    def __init__(self, http: httpx.AsyncClient, settings: OpenRouterAccount) -> None:
         self._http = http
         self._url = settings.openrouter_base_url
         self._headers = {"Authorization": f"Bearer {settings.openrouter_management_key.get_secret_value()}"}

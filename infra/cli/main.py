@@ -30,6 +30,8 @@ from infra.cli import faults as faults_commands
 from infra.cli import redrive as redrive_command
 from infra.cli import rotate_sealing_key as rotate_sealing_key_command
 from infra.cli import strays as strays_command
+from infra.cli import uninstall as uninstall_command
+from infra.cli.key_deletion import KeysNotDeleted
 from infra.connection.environments import EnvFile, Home, Terminal
 from infra.connection.plans import CannotGoOn
 from infra.connection.stages import StageSecret
@@ -47,6 +49,16 @@ app = typer.Typer(
 app.add_typer(faults_commands.app)
 console = Console()
 errors = Console(stderr=True)
+
+# Errors whose message is what a person is told.
+SENTENCES = (
+    CannotGoOn,
+    demo_command.DemoFailed,
+    backfill_command.BackfillStopped,
+    uninstall_command.UninstallStopped,
+    KeysNotDeleted,
+    SettingsInvalid,
+)
 
 LogFolder = Annotated[
     Path | None,
@@ -244,6 +256,43 @@ def _home(env_file: Path | None, stage: str | None, prints: bool) -> Home:
         raise typer.Exit(2) from None
 
 
+@app.command(epilog="Example: [bold]doorkey uninstall --keep-ledger --delete-keys[/bold]")
+def uninstall(
+    keep_ledger: Annotated[
+        bool, typer.Option("--keep-ledger", help="Keep who was given what and what they spent, as an archive.")
+    ] = False,
+    delete_keys: Annotated[
+        bool,
+        typer.Option("--delete-keys", help="Delete every live key at OpenRouter first; else they can still spend."),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Don't ask; without it the project's name is to be typed.")
+    ] = False,
+    database_url: Annotated[
+        str | None, typer.Option(help="Without a password; one with it belongs into DATABASE_URL.")
+    ] = None,
+) -> None:
+    """Takes doorkey out of a database: triggers, functions and tables go, and the host is as it was before.
+
+    Needs a Postgres address of role `postgres` in DATABASE_URL, because the service key may not drop anything; with
+    --delete-keys also OPENROUTER_MANAGEMENT_KEY. All or nothing, in one transaction; only the deletion of keys comes
+    before it, and goes on where it was if it is run again.
+    """
+    try:
+        plan = uninstall_command.UninstallPlan(keeps_ledger=keep_ledger, deletes_keys=delete_keys)
+        url = uninstall_command.database_url(database_url, os.environ)
+        work = uninstall_command.Uninstallation(console, url, plan, os.environ)
+        _run(work.look(), interrupted_code=130)
+        if work.installed is None:
+            return
+        if not yes:
+            work.confirm()
+    except uninstall_command.UninstallStopped as failure:
+        errors.print(str(failure), style="bold red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    _run(work.run(), interrupted_code=130)
+
+
 def _options(log_folder: Path | None, latency_ms: int) -> StackOptions:
     return StackOptions(
         log_folder=log_folder.resolve() if log_folder else None,
@@ -261,7 +310,7 @@ def _run(work: Coroutine[Any, Any, None], interrupted_code: int) -> None:
             errors.print(f"  {failure.part} | {line}", style="dim", markup=False, highlight=False)
         errors.print(f"{failure.part} {failure.reason}.", style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
-    except (CannotGoOn, demo_command.DemoFailed, backfill_command.BackfillStopped, SettingsInvalid) as failure:
+    except SENTENCES as failure:
         errors.print(str(failure), style="bold red", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except DoorkeyError as failure:

@@ -35,6 +35,13 @@ begin
     raise exception 'doorkey cannot be installed here: % exists already', v_taken
       using hint = 'Rename it, or install doorkey in another project. Nothing was changed.';
   end if;
+  -- A ledger that was kept when doorkey was uninstalled: back to where people look for it. See supabase/uninstall.sql.
+  if to_regclass('doorkey.settings') is null and to_regclass('doorkey.ledger_entries') is not null then
+    alter table doorkey.plans set schema public;
+    alter table doorkey.credit_accounts set schema public;
+    alter table doorkey.credit_transactions set schema public;
+    alter table doorkey.openrouter_user_keys set schema public;
+  end if;
 end
 $$;
 

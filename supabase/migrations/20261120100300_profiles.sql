@@ -7,6 +7,8 @@ set local lock_timeout = '5s';
 set local statement_timeout = '60s';
 
 do $$
+declare
+  v_column record;
 begin
   if to_regclass('public.profiles') is null then
     create table public.profiles (
@@ -23,33 +25,31 @@ begin
     alter table public.profiles enable row level security;
     revoke all on table public.profiles from public, anon, authenticated, service_role;
     grant select on table public.profiles to authenticated, service_role;
+    comment on column public.profiles.openrouter_key_name is 'doorkey: name of the key at OpenRouter';
+    comment on column public.profiles.openrouter_key_limit is 'doorkey: lifetime spend limit of the key, in dollars';
+    comment on column public.profiles.openrouter_provisioning_status is
+      'doorkey: pending, active, failed, disabled or revoked';
     create policy "Users may read their own profile" on public.profiles
       for select to authenticated using ((select auth.uid()) = id);
     update doorkey.settings set owns_profiles = true;
   else
     begin
-      alter table public.profiles
-        add column if not exists openrouter_key_name text,
-        add column if not exists openrouter_key_limit numeric(20, 6),
-        add column if not exists openrouter_provisioning_status text;
+      -- What we add says so: that is how it is known again when doorkey is uninstalled.
+      for v_column in select * from (values
+        ('openrouter_key_name', 'text', 'doorkey: name of the key at OpenRouter'),
+        ('openrouter_key_limit', 'numeric(20, 6)', 'doorkey: lifetime spend limit of the key, in dollars'),
+        ('openrouter_provisioning_status', 'text', 'doorkey: pending, active, failed, disabled or revoked')
+      ) as c (name, type, comment) loop
+        if not exists (select from pg_catalog.pg_attribute as a
+                        where a.attrelid = 'public.profiles'::regclass and a.attname = v_column.name) then
+          execute format('alter table public.profiles add column %I %s', v_column.name, v_column.type);
+          execute format('comment on column public.profiles.%I is %L', v_column.name, v_column.comment);
+        end if;
+      end loop;
     exception when insufficient_privilege or wrong_object_type then
       perform doorkey.note_trouble('profiles.not_extended', null, sqlstate, 'public.profiles');
     end;
   end if;
-end
-$$;
-
-do $$
-begin
-  if exists (select from pg_catalog.pg_attribute
-             where attrelid = to_regclass('public.profiles') and attname = 'openrouter_key_limit') then
-    comment on column public.profiles.openrouter_key_name is 'doorkey: name of the key at OpenRouter';
-    comment on column public.profiles.openrouter_key_limit is 'doorkey: lifetime spend limit of the key, in dollars';
-    comment on column public.profiles.openrouter_provisioning_status is
-      'doorkey: pending, active, failed, disabled or revoked';
-  end if;
-exception when insufficient_privilege or wrong_object_type then
-  null; -- noted above
 end
 $$;
 
