@@ -144,7 +144,10 @@ class Uninstallation:
         if self._plan.deletes_keys:
             openrouter_account(self._environment)
         async with await self._connect() as connection:
-            self.installed = await installed_in(connection)
+            try:
+                self.installed = await installed_in(connection)
+            except psycopg.Error as error:
+                raise UninstallStopped(_sentence(error)) from None
         if self.installed is None:
             self._console.print("doorkey is not installed in this database. There is nothing to do.")
             return
