@@ -280,20 +280,20 @@ def _summary(name: str, plan: UninstallPlan, installed: Installed) -> Table:
         table.add_row("Goes", "the users' sealed keys: nobody can see theirs again")
         table.add_row("Goes", "our columns of public.profiles; the table too, if it is ours and you added nothing")
     if plan.keeps_ledger:
-        table.add_row(
-            "Stays", "plans, accounts, transactions, entries, lots, keys' records and audit log, as an archive"
-        )
+        table.add_row("Stays", "the ledger, the records of keys and the audit log, as an archive in schema doorkey")
     else:
         table.add_row("Goes", "the ledger: who was given what, and what they spent. --keep-ledger keeps it")
     if plan.deletes_keys:
-        table.add_row("Goes", f"{installed.live_keys} live keys at OpenRouter")
+        table.add_row("Goes", f"{_keys(installed)} at OpenRouter")
     elif installed.live_keys:
         spendable = "without a limit" if installed.is_uncapped else f"${installed.spendable_micros / 1_000_000:,.2f}"
-        table.add_row(
-            "Stays", f"{installed.live_keys} live keys at OpenRouter, which can still spend: {spendable}. --delete-keys"
-        )
+        table.add_row("Stays", f"{_keys(installed)} at OpenRouter, which can still spend: {spendable}. --delete-keys")
     table.add_row("Stays", "your tables, your users, extensions, and all else that is yours")
     return table
+
+
+def _keys(installed: Installed) -> str:
+    return f"{installed.live_keys} live {'key' if installed.live_keys == 1 else 'keys'}"
 
 
 def _sentence(error: psycopg.Error) -> str:
