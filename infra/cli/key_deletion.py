@@ -138,6 +138,7 @@ class _Deletion:
         self.failure: OpenRouterError | None = None
 
     async def delete(self, key_hash: str) -> None:
+        """Deletes one, when there is room, and notes it; `failure` says why it could not."""
         async with self._room:
             if self.failure is not None:
                 return

@@ -26,6 +26,7 @@ from infra.cli import backfill as backfill_command
 from infra.cli import connect as connect_command
 from infra.cli import demo as demo_command
 from infra.cli import dev as dev_command
+from infra.cli import environment as environment_command
 from infra.cli import faults as faults_commands
 from infra.cli import redrive as redrive_command
 from infra.cli import rotate_sealing_key as rotate_sealing_key_command
@@ -239,6 +240,15 @@ def rotate_sealing_key(
     home = _home(env_file, stage, prints)
     command = rotate_sealing_key_command.run(errors if prints else console, home, removes_old=remove_old)
     _run(command, interrupted_code=130)
+
+
+@app.command(epilog='Example: [bold]eval "$(doorkey environment --stage prod)"[/bold]')
+def environment(env_file: EnvFilePath = None, stage: Stage = None) -> None:
+    """Gives the functions' environment to a shell, for the commands that need it: backfill, redrive, strays.
+
+    Prints secrets, and so refuses to print on a terminal.
+    """
+    _run(environment_command.run(_home(env_file, stage, prints=False)), interrupted_code=130)
 
 
 def _home(env_file: Path | None, stage: str | None, prints: bool) -> Home:

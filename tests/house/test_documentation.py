@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from pathlib import Path
 
 import pytest
 from pydantic_core import PydanticUndefined
@@ -17,6 +18,7 @@ from infra.local.stack import CHECKOUT
 from tests.support.databases import Database
 
 README = (CHECKOUT / "README.md").read_text()
+ALARMS = (CHECKOUT / "infra" / "aws" / "alarms.yml").read_text()
 
 
 def settings_table() -> str:
@@ -85,3 +87,32 @@ def test_every_error_code_is_documented() -> None:
     page = (CHECKOUT / "docs" / "errors.md").read_text()
     missing = {kind.code for kind in _all_errors() if f"`{kind.code}`" not in page}
     assert not missing, "Say in docs/errors.md what it means, who can mend it, and how."
+
+
+def test_every_alarm_has_its_section_and_every_section_its_alarm() -> None:
+    alarms = set(re.findall(r"AlarmName: doorkey-\$\{sls:stage\}-([a-z-]+)$", ALARMS, re.MULTILINE))
+    page = (CHECKOUT / "docs" / "operations.md").read_text()
+    sections = set(re.findall(r"^### `([a-z-]+)`$", page, re.MULTILINE))
+    assert len(alarms) == ALARMS.count("AWS::CloudWatch::Alarm")
+    assert alarms == sections, "Say in docs/operations.md what it means and what to do."
+
+
+@pytest.mark.parametrize(
+    "path", [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        page = path.parent / name if name else path
+        if not page.exists() or (anchor and anchor not in anchors(page.read_text())):
+            broken.append(target)
+    assert not broken
+
+
+def anchors(text: str) -> set[str]:
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^a-z0-9_ -]", "", heading.lower()).replace(" ", "-") for heading in headings}
