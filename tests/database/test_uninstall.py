@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import uuid
 
 import psycopg
 import pytest
@@ -276,19 +275,21 @@ async def test_a_lock_stops_it_within_seconds_and_nothing_is_half_done(database:
     assert await catalog_of(database) == before
 
 
-async def test_a_signup_under_way_ends_first_and_neither_dies_of_the_other(database: Database) -> None:
-    user_id = uuid.uuid4()
-    async with database.connect("supabase_auth_admin", autocommit=False) as signup:
-        await signup.execute(
-            "insert into users (id, email, email_confirmed_at) values (%s, 'a@example.com', now())", (user_id,)
-        )
-        uninstalling = asyncio.create_task(uninstall(database))
+async def test_what_auth_has_begun_ends_first_and_is_noticed(database: Database) -> None:
+    user_id = await database.insert_user()
+    troubles: list[str | None] = []
+    async with database.connect("supabase_auth_admin", autocommit=False) as auth:
+        auth.add_notice_handler(lambda notice: troubles.append(notice.message_primary))
+        await auth.execute("update users set last_sign_in_at = now() where id = %s", (user_id,))
+        uninstalling = asyncio.create_task(uninstall(database, keeps_ledger=True))
         await wait_until_blocked(database, 1)
-        await signup.execute("update users set last_sign_in_at = now(), banned_until = now() where id = %s", (user_id,))
-        await signup.commit()
+        # It needs our tables only now: they must not be taken from it yet.
+        await auth.execute("update users set banned_until = now() + interval '1 day' where id = %s", (user_id,))
+        await auth.commit()
     await uninstalling
-    assert await database.value("select count(*) from auth.users where id = %s", (user_id,)) == 1
-    assert await database.value("select to_regnamespace('doorkey')") is None
+    assert troubles == []
+    assert await database.value("select count(*) from doorkey.audit_log where action = 'user.not_noticed'") == 0
+    assert await database.value("select to_regclass('doorkey.provisioning')") is None
 
 
 async def test_a_function_that_the_host_called_like_a_door_since_stays(database: Database) -> None:
