@@ -213,7 +213,7 @@ UNHURT = (
     # All three answers to "register this key" are lost: nobody knows, so the key must stay.
     Part("unfinished", (), _first(_FINISH, Hit(Kind.LOSE_ANSWER, AFTER), times=3), is_calm=True),
     Part("unheard", (), _first(_FINISH, Hit(Kind.LOSE_REQUEST), times=3), is_calm=True),
-    Part("late key", (), _first(_POST, _LATE_AFTER), is_calm=True),
+    *[Part("late key", (), _first(_POST, _LATE_AFTER), is_calm=True)] * 2,
     Part("late update", (), _first(_PATCH, *_OVERTAKEN), _CHANGED, is_calm=True),
     # Registered in time, but not at once: who takes young keys for strays deletes it meanwhile.
     *[Part("slow key", (), _first(_POST, Hit(Kind.BE_SLOW, AFTER)), is_calm=True)] * 3,
@@ -221,7 +221,7 @@ UNHURT = (
     Part("rotation meanwhile", (), _first(_PATCH, Hit(Kind.ACT, AFTER, Act.ROTATE)), _CHANGED, is_calm=True),
     Part("asked twice", (), _first(_FINISH, Hit(Kind.LOSE_ANSWER, AFTER))),
     Part("banned meanwhile", (), _first(_POST, Hit(Kind.ACT, AFTER, Act.BAN_FOREVER)), is_calm=True),
-    Part("given to meanwhile", (), _first(_FINISH, Hit(Kind.ACT, BEFORE, Act.GRANT)), is_calm=True),
+    *[Part("given to meanwhile", (), _first(_FINISH, Hit(Kind.ACT, BEFORE, Act.GRANT)), is_calm=True)] * 2,
 )
 
 
@@ -252,7 +252,7 @@ class Plan:
 def make_plan(seed: int, signups: int) -> Plan:
     """The plan for so many signups."""
     players = max(MIN_PLAYERS, PLAYERS_PER_THOUSAND * signups // 1000)
-    roles: list[Role | None] = [(part, None) for part in UNHURT for _ in range(players)]
+    roles: list[Role | None] = [(part, None) for part in UNHURT for _ in range(players + 1)]
     roles += [(part, point) for part, point in _kill_parts() for _ in range(MIN_PLAYERS if part.is_rare else players)]
     roles = roles[:signups] + [None] * (signups - len(roles))
     random.Random(f"{seed}/roles").shuffle(roles)  # noqa: S311  to be repeated, not to be secret

@@ -1,4 +1,4 @@
-"""The processes that are killed: workers that take hints, and two that sweep.
+"""The processes that are killed: workers that take hints, and two that sweep; and one that only collects strays.
 
 The surprising thing: they are forked from a nursery, a process without threads or an event loop that has imported
 everything. A worker costs some milliseconds then, so that thousands can die. The nursery itself is forked before the
@@ -24,8 +24,10 @@ from typing import NoReturn
 
 from functions import sweep, webhook
 from functions.clients.outside import build_clients
-from functions.kit.observability import start_logging
+from functions.kit.observability import WorkLine, start_logging
 from functions.kit.settings import Settings
+from functions.provisioning import sweeping
+from functions.provisioning.steps import Provisioner
 from tests.crash.acts import Actor
 from tests.crash.calls import AFTER, BEFORE, SWEEPS_CALLS
 from tests.crash.mutations import apply_in_python
@@ -33,8 +35,8 @@ from tests.crash.plan import Crew, KillPoint, Plan
 from tests.crash.shared import Shared
 from tests.crash.wires import Wires
 
-SWEEPER = None
-CREW: tuple[Crew | None, ...] = (Crew.ROUGH, Crew.ROUGH, Crew.CALM, Crew.QUIET, SWEEPER, SWEEPER)
+SWEEPER, COLLECTOR = "sweeper", "collector"
+CREW: tuple[Crew | str, ...] = (Crew.ROUGH, Crew.ROUGH, Crew.CALM, Crew.QUIET, SWEEPER, SWEEPER, COLLECTOR)
 HINTS_AT_ONCE = {Crew.ROUGH: 5, Crew.CALM: 24, Crew.QUIET: 24}
 MAX_HINT_BYTES = 16 * 1024
 # A process that ends without being killed has met an error that nobody foresaw.
@@ -151,9 +153,11 @@ def _be_a_worker(
         _die_with_parent()
         start_logging()
         crew = CREW[member]
-        if crew is SWEEPER:
+        if crew == SWEEPER:
             asyncio.run(_sweep(plan, shared, place, member, life))
-        else:
+        elif crew == COLLECTOR:
+            asyncio.run(_collect(plan, shared, place, member))
+        elif isinstance(crew, Crew):
             asyncio.run(_take_hints(plan, shared, place, member, hints[crew], HINTS_AT_ONCE[crew]))
     except Exception:
         logging.exception("worker.failed")
@@ -194,6 +198,21 @@ async def _sweep(plan: Plan, shared: Shared, place: Place, member: int, life: in
         # Some sweeps long its life is to end where a user's hit comes, then at a call of its own, and so on.
         wires.end = next_end(shared) if (life + number // SWEEPS_OF_A_KIND) % 2 else None
         await handle({"source": "aws.events"})
+        await asyncio.sleep(place.sweep_pause_seconds)
+
+
+async def _collect(plan: Plan, shared: Shared, place: Place, member: int) -> None:
+    """Collects strays and does nothing else, as an operator does with `doorkey strays`: more often than any sweep."""
+    settings = Settings.from_environment(place.environment)
+    wires = Wires(plan, shared, member, _actor(place, shared, member), is_sweeper=True)
+    provisioner = Provisioner.build(settings, build_clients(settings, transport=wires))
+    limits = sweeping.SweepSettings(budget_seconds=0, stray_age_seconds=settings.doorkey_stray_age_seconds)
+    while True:
+        line = WorkLine("strays.collected")
+        await sweeping._collect(  # the sweep's own, so that a mutation of it is one here
+            provisioner, limits, line, lambda: time.time() + place.sweeps_clock_ahead_seconds
+        )
+        line.write()
         await asyncio.sleep(place.sweep_pause_seconds)
 
 
