@@ -1,4 +1,7 @@
-"""What our stricter look at an access token costs beside PyJWT's bare one: same token, same key, both cached."""
+"""What our stricter look at an access token costs beside PyJWT's bare one: same token, same key, both cached.
+
+The time is the processor's: neither side waits for anything but the processor, and who else wants it is not the point.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from infra.bench.measuring import Effort, Measured
 from infra.bench.people import claims_of
 from infra.local.edge.tokens import TokenTranslator
 
-PAIRS = 60
-VERIFICATIONS = 200
+PAIRS = 200
+VERIFICATIONS = 50
 MICROS = 1_000_000
 ISSUER = "https://project.example/auth/v1"
 
@@ -36,16 +39,16 @@ async def measure(effort: Effort) -> Measured:
     header = f"Bearer {token}"
 
     async def ours() -> float:
-        started = time.perf_counter()
+        started = time.thread_time()
         for _ in range(count):
             await sessions.verify(header)
-        return (time.perf_counter() - started) / count * MICROS
+        return (time.thread_time() - started) / count * MICROS
 
     async def floor() -> float:
-        started = time.perf_counter()
+        started = time.thread_time()
         for _ in range(count):
             jwt.decode(token, key, algorithms=["ES256"], audience="authenticated", issuer=ISSUER)
-        return (time.perf_counter() - started) / count * MICROS
+        return (time.thread_time() - started) / count * MICROS
 
     return await effort.pairs(effort.size(PAIRS, 2), ours, floor)
 
