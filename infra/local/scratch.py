@@ -43,21 +43,12 @@ async def running_scratch_server(*, is_durable: bool = False) -> AsyncIterator[S
     Raises:
         PartFailed: the database or Lite could not start.
     """
-<<<<<<< HEAD
-    folder = new_folder(memory_with_room())
-=======
-    folder = new_folder(None if is_durable else _memory())
->>>>>>> 4a5c828 (make bench: nine rows, each beside its floor, in interleaved pairs)
+    folder = new_folder(None if is_durable else memory_with_room())
     supervisor = Supervisor(folder / "logs")
     made = StackSecrets()
     try:
         server = postgres.prepare(CHECKOUT, folder, made.superuser_password, free_port())
-<<<<<<< HEAD
-        await supervisor.start(postgres.part(server, forgets=True))
-=======
-        part = postgres.part(server)
-        await supervisor.start(part if is_durable else replace(part, command=[*part.command, "-c", "fsync=off"]))
->>>>>>> 4a5c828 (make bench: nine rows, each beside its floor, in interleaved pairs)
+        await supervisor.start(postgres.part(server, forgets=not is_durable))
         await hosted.install(server.superuser_url, made.role_password, folder, supervisor, made.lite_keys)
         yield ScratchServer(server, made.role_password)
     finally:
