@@ -82,6 +82,7 @@ class _BareRpc:
         self._headers = {"apikey": stack.secrets.publishable_key, "Authorization": f"Bearer {token}"}
 
     def ask_ms(self) -> float:
+        """Asks once; how long it took."""
         started = time.perf_counter()
         account = self._loop.run_until_complete(self._ask())
         spent_ms = (time.perf_counter() - started) * MILLIS

@@ -111,6 +111,7 @@ class _Listening(httpx.AsyncHTTPTransport):
         self.heard: list[str] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Counts the request and sends it on."""
         *_, place, name = request.url.path.split("/")
         self.heard.append(name if place == "rpc" else f"{request.method} /{name}")
         return await super().handle_async_request(request)

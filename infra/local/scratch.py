@@ -1,6 +1,7 @@
 """A Postgres for a moment that looks as a hosted Supabase project does: for tests, and for generating schema.sql.
 
-Unlike the stack's, it forgets everything if the machine fails, unless it is asked not to: whoever uses it throws it away.
+Unlike the stack's, it forgets everything if the machine fails, unless it is asked not to: whoever uses it throws it
+away.
 """
 
 from __future__ import annotations
