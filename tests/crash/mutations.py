@@ -96,9 +96,10 @@ MUTATIONS = (
     ),
     Mutation("a key is deleted on a time-out", ("one live key each",), in_python=_delete_on_time_out),
     Mutation(
+        # And what is still needed, which says nearly the same.
         "`wanted` is ignored",
         ("ready only as wanted",),
-        (InSql("doorkey.settle_attempt", "p.wanted <> p.claimed or n.is_needed", "n.is_needed"),),
+        (InSql("doorkey.settle_attempt", "p.wanted <> p.claimed or n.is_needed", "false"),),
     ),
     Mutation(
         "a claim takes rows that are worked on",
