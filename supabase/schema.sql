@@ -1627,8 +1627,12 @@ begin
   insert into doorkey.provisioning (user_id, state) values (p_user_id, v_state)
   on conflict (user_id) do update
      set state = excluded.state, due_at = now(), updated_at = now()
-   where provisioning.state = 'waiting' and excluded.state = 'due';
-  return (select p.state from doorkey.provisioning as p where p.user_id = p_user_id);
+   where provisioning.state = 'waiting' and excluded.state = 'due'
+  returning provisioning.state into v_state;
+  if not found then
+    select p.state into v_state from doorkey.provisioning as p where p.user_id = p_user_id;
+  end if;
+  return v_state;
 end
 $function$;
 
@@ -1852,18 +1856,21 @@ create or replace function doorkey.first_state (
   p_is_confirmed boolean
 )
   returns doorkey.provisioning_state
-  language sql
+  language plpgsql
   stable
   security definer
   set search_path to ''
   AS $function$
-  select case
-    when p_is_anonymous and not s.provision_anonymous then 'waiting'
-    when s.provision_on = 'manual' then 'waiting'
-    when s.provision_on = 'confirmed' and not p_is_confirmed then 'waiting'
-    else 'due'
-  end::doorkey.provisioning_state
-  from doorkey.settings as s;
+begin
+  return (
+    select case
+      when p_is_anonymous and not s.provision_anonymous then 'waiting'
+      when s.provision_on = 'manual' then 'waiting'
+      when s.provision_on = 'confirmed' and not p_is_confirmed then 'waiting'
+      else 'due'
+    end::doorkey.provisioning_state
+    from doorkey.settings as s);
+end
 $function$;
 
 revoke all on function "doorkey"."first_state"(boolean, boolean) from public;
@@ -2879,13 +2886,15 @@ create or replace function doorkey.sign_webhook (
   p_body      text
 )
   returns text
-  language sql
+  language plpgsql
   immutable
   set search_path to ''
   AS $function$
-      select 'v1,' || encode(extensions.hmac(
+    begin
+      return 'v1,' || encode(extensions.hmac(
         convert_to(p_id || '.' || p_timestamp || '.' || p_body, 'UTF8'),
         decode(substr(p_secret, 7), 'base64'), 'sha256'), 'base64');
+    end
     $function$;
 
 revoke all on function "doorkey"."sign_webhook"(text, text, text, text) from public;

@@ -79,18 +79,21 @@ create index if not exists key_requests_time on doorkey.key_requests (requested_
 alter table doorkey.key_requests enable row level security;
 revoke all on table doorkey.key_requests from public, anon, authenticated, service_role;
 
--- The state that a user's row begins in.
+-- The state that a user's row begins in. Not in SQL, which would be planned anew in every signup.
 create or replace function doorkey.first_state(p_is_anonymous boolean, p_is_confirmed boolean)
 returns doorkey.provisioning_state
-language sql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = ''
 as $$
-  select case
-    when p_is_anonymous and not s.provision_anonymous then 'waiting'
-    when s.provision_on = 'manual' then 'waiting'
-    when s.provision_on = 'confirmed' and not p_is_confirmed then 'waiting'
-    else 'due'
-  end::doorkey.provisioning_state
-  from doorkey.settings as s;
+begin
+  return (
+    select case
+      when p_is_anonymous and not s.provision_anonymous then 'waiting'
+      when s.provision_on = 'manual' then 'waiting'
+      when s.provision_on = 'confirmed' and not p_is_confirmed then 'waiting'
+      else 'due'
+    end::doorkey.provisioning_state
+    from doorkey.settings as s);
+end
 $$;
 revoke all on function doorkey.first_state(boolean, boolean) from public, anon, authenticated, service_role;
 
@@ -115,8 +118,12 @@ begin
   insert into doorkey.provisioning (user_id, state) values (p_user_id, v_state)
   on conflict (user_id) do update
      set state = excluded.state, due_at = now(), updated_at = now()
-   where provisioning.state = 'waiting' and excluded.state = 'due';
-  return (select p.state from doorkey.provisioning as p where p.user_id = p_user_id);
+   where provisioning.state = 'waiting' and excluded.state = 'due'
+  returning provisioning.state into v_state;
+  if not found then
+    select p.state into v_state from doorkey.provisioning as p where p.user_id = p_user_id;
+  end if;
+  return v_state;
 end
 $$;
 revoke all on function doorkey.enrol(uuid) from public, anon, authenticated, service_role;

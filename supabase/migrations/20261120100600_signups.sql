@@ -10,16 +10,18 @@ set local statement_timeout = '60s';
 create extension if not exists pgcrypto with schema extensions;
 
 -- HMAC-SHA-256 over the exact bytes, by the Standard Webhooks scheme: id.timestamp.body. pgcrypto is looked up
--- where it is: older projects have it in public.
+-- where it is: older projects have it in public. Not in SQL, which would be planned anew in every signup.
 do $do$
 begin
   execute format($sql$
     create or replace function doorkey.sign_webhook(p_secret text, p_id text, p_timestamp text, p_body text)
-    returns text language sql immutable set search_path = ''
+    returns text language plpgsql immutable set search_path = ''
     as $$
-      select 'v1,' || encode(%I.hmac(
+    begin
+      return 'v1,' || encode(%I.hmac(
         convert_to(p_id || '.' || p_timestamp || '.' || p_body, 'UTF8'),
         decode(substr(p_secret, 7), 'base64'), 'sha256'), 'base64');
+    end
     $$
   $sql$, (select n.nspname from pg_catalog.pg_extension as e
             join pg_catalog.pg_namespace as n on n.oid = e.extnamespace where e.extname = 'pgcrypto'));
