@@ -22,6 +22,7 @@ TEST_LOGS = CHECKOUT / "build" / "test-logs" / os.environ.get("PYTEST_XDIST_WORK
 TOGETHER = ("contract/edge", "contract/faults", "contract/lambda", "contract/openrouter", "contract/pg_net")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says which tests one process runs: those of a module, or of modules that share servers."""
     for item in items:
