@@ -21,7 +21,7 @@ PLANS = ("trial", "resale", "open")
 # So many users play each part for each thousand signups, and never fewer than two.
 PLAYERS_PER_THOUSAND = 4
 MIN_PLAYERS = 2
-UNDERSTUDIES = 4
+UNDERSTUDIES = 12
 
 
 class Crew(StrEnum):
