@@ -26,7 +26,8 @@ TOGETHER = ("contract/edge", "contract/faults", "contract/lambda", "contract/ope
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says which tests one process runs: those of a module, or of modules that share servers."""
     for item in items:
-        group = next((name for name in TOGETHER if f"/tests/{name}/" in item.path.as_posix()), item.path.as_posix())
+        module = item.path.relative_to(CHECKOUT / "tests").as_posix()
+        group = next((name for name in TOGETHER if module.startswith(f"{name}/")), module)
         if "installation" in getattr(item, "fixturenames", ()):
             group = "installation"
         item.add_marker(pytest.mark.xdist_group(group))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 
+import pytest
+
 from functions.provisioning.states import ProvisioningState
 from infra.local.lock_check import problems
 from infra.local.stack import CHECKOUT
@@ -69,6 +71,14 @@ async def test_states_in_sql_and_python_agree(database: Database) -> None:
 
 def test_lock_files_fit() -> None:
     assert problems() == []
+
+
+def test_tests_that_share_servers_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Groups that are ignored make nothing fail by themselves: there are only more servers, in each other's way."""
+    is_grouping = request.config.getoption("loadgroup", default=False)
+    assert not is_grouping or request.node.nodeid.endswith("@house/test_house_rules.py"), (
+        "pytest-xdist took no groups of this pytest: see the note beside pytest in pyproject.toml."
+    )
 
 
 def test_every_folder_of_tests_is_explained() -> None:
