@@ -140,7 +140,7 @@ class Settings(BaseModel):
         "own address. Auth asks holders of that key for no CAPTCHA: leave it off where CAPTCHA is on.",
     )
     doorkey_sweep_budget_seconds: float = Field(
-        default=45.0,
+        default=58.0,
         gt=0,
         le=800,
         description="How long a sweep begins new work; less than its function's time-out by more than one attempt.",

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from functions.clients.openrouter import CreatedKey, KeyNotFound, LimitNotTaken, OpenRouter, OpenRouterError
+from functions.clients.openrouter import (
+    CreatedKey,
+    KeyNotFound,
+    LimitNotTaken,
+    OpenRouter,
+    OpenRouterError,
+    OpenRouterLimited,
+)
 from functions.clients.outside import Clients
 from functions.clients.supabase import (
     DatabaseBusy,
@@ -52,6 +59,7 @@ class Outcome(StrEnum):
     GONE = "gone"  # the user is gone, and so is their key
     NOTHING_TO_DO = "nothing_to_do"  # nothing was due, or somebody else is at it
     DEFERRED = "deferred"  # an attempt failed; the row is due again later
+    LIMITED = "limited"  # OpenRouter asked to slow down: nothing was tried, and the row is due again soon
     HELD = "held"  # OpenRouter refuses everybody; one probe a minute until it doesn't
     DEAD = "dead"  # an attempt failed, and it was the last
     LEASE_LOST = "lease_lost"  # somebody else finished first; the key made here is deleted
@@ -231,7 +239,9 @@ class Provisioner:
             line.add(is_key_deleted=False)
 
     async def _defer(self, claim: Claim, error: OpenRouterError, request_id: str, line: WorkLine) -> Outcome:
-        plan = next_try(claim.failures, retry_after_seconds=error.retry_after_seconds)
+        is_limited = isinstance(error, OpenRouterLimited)
+        # To be asked to slow down is no failure of this user's: it makes nobody wait longer and longer.
+        plan = next_try(0 if is_limited else claim.failures, retry_after_seconds=error.retry_after_seconds)
         try:
             if error.is_everybodys:
                 with line.step("hold"):
@@ -252,4 +262,6 @@ class Provisioner:
         except SupabaseError:
             return Outcome.UNFINISHED
         line.add(retry_in_seconds=plan.delay_seconds)
-        return Outcome.DEAD if state is ProvisioningState.DEAD else Outcome.DEFERRED
+        if state is ProvisioningState.DEAD:
+            return Outcome.DEAD
+        return Outcome.LIMITED if is_limited else Outcome.DEFERRED

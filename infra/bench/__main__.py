@@ -45,9 +45,8 @@ def main() -> None:
         sys.exit(1)
     report.write(results, arguments.quick, arguments.report)
     console.print(report.table(results))
-    for result in results:
-        for note in result.measured.notes:
-            console.print(f"{result.row.name}: {note}", highlight=False)
+    for line in report.remarks(results):
+        console.print(line, highlight=False)
     kept = sum(result.holds for result in results)
     console.print(f"{kept} of {len(results)} goals hold. {arguments.report} has the numbers.", highlight=False)
 

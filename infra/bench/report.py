@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from infra.bench.measuring import Measured
@@ -86,31 +87,39 @@ def _cpu_model() -> str:
 
 
 def table(results: list[Result]) -> Table:
-    """The rows with their checks."""
+    """The rows, each narrow enough for 80 columns."""
     found = machine()
-    shown = Table(title=f"{found['cores']} cores, {found['cpu']}, Python {found['python']}", title_justify="left")
-    for column in ("row", "ours", "floor", "ratio", "half between", "pairs", "goal", "holds"):
-        shown.add_column(column, justify="left" if column in ("row", "goal", "holds") else "right")
+    shown = Table(
+        title=f"{found['cores']} cores, {found['cpu']}, Python {found['python']}", title_justify="left", box=SIMPLE_HEAD
+    )
+    for column in ("row", "ours", "floor", "ratio", "half between", "goal", "holds"):
+        shown.add_column(
+            column, justify="left" if column in ("row", "goal", "holds") else "right", no_wrap=True, overflow="fold"
+        )
     for result in results:
         line = result.as_json()
         lower, upper = line["spread"]
         shown.add_row(
             f"[bold]{line['name']}[/bold]",
             f"{_short(line['ours'])} {line['unit']}",
-            f"{_short(line['floor'])} {line['unit']}",
+            _short(line["floor"]),
             f"{line['ratio']:.2f}",
             f"{lower:.2f} to {upper:.2f}",
-            str(line["pairs"]),
             line["goal"],
-            _word(result.row.goal.holds(result.measured.ratio)),
+            "[green]yes[/green]" if result.holds else "[red]no[/red]",
         )
-        for check in result.measured.checks:
-            shown.add_row(f"  {check.name}", check.found, "", "", "", "", check.wanted, _word(check.holds))
     return shown
 
 
-def _word(holds: bool) -> str:
-    return "[green]yes[/green]" if holds else "[red]no[/red]"
+def remarks(results: list[Result]) -> list[str]:
+    """What must be true besides the ratios, and what else is worth knowing: a line each."""
+    lines = []
+    for result in results:
+        for check in result.measured.checks:
+            word = "as wanted" if check.holds else "NOT as wanted"
+            lines.append(f"{result.row.name}, {check.name}: {check.found} ({word}: {check.wanted})")
+        lines += [f"{result.row.name}: {note}" for note in result.measured.notes]
+    return lines
 
 
 def _short(value: float) -> str:

@@ -180,19 +180,20 @@ async def test_what_openrouter_does_instead_of_a_key_is_said_and_healed(place: P
     trouble = TROUBLES[name]
     code, sentence = trouble.error
     await place.faults.order(only=["POST /keys"], **trouble.plan)
-    assert await ring(scene) == ("held" if trouble.is_held else "deferred")
+    outcome = "held" if trouble.is_held else "limited" if trouble.error == LIMITED else "deferred"
+    assert await ring(scene) == outcome
     assert (await place.faults.report()).requests == 1, "a POST is never repeated"
 
     row = await scene.row()
     assert (row["state"], row["last_error"], row["key_hash"], row["attempt"]) == ("due", code, None, 1)
-    assert row["failures"] == (0 if trouble.is_held else 1)
+    assert row["failures"] == (1 if outcome == "deferred" else 0)
     waits_seconds = (row["due_at"] - row["updated_at"]).total_seconds()
     assert trouble.at_least_seconds <= waits_seconds <= trouble.at_least_seconds + 2
     assert await scene.known_hashes() == []
     assert len(await scene.keys()) == trouble.strays
 
     (line,) = place.lines_of(scene.user_id)
-    assert (line["level"], line["outcome"]) == ("warning", "held" if trouble.is_held else "deferred")
+    assert (line["level"], line["outcome"]) == ("warning", outcome)
     assert (line["error"], line["sentence"]) == (code, sentence)
     assert line["detail"].startswith(trouble.detail)
     assert line["is_outcome_unknown"] == (trouble.error == LOST)
@@ -209,7 +210,8 @@ async def test_while_everything_at_openrouter_fails_a_sweep_ends_well_and_the_ne
     """The sweep's own way: the key, and the list by which strays are found."""
     await place.faults.order(lose_answers=1)
     line = await sweep_later(place.stack)
-    assert (line["outcome"], line["outcome_deferred"]) == ("finished", 1)
+    assert line["outcome"] == "finished"
+    assert line["outcome_deferred"] >= 1
     assert line["strays_error"] == "openrouter_answer_lost"
     await place.faults.clear()
     await scene.make_due_now()

@@ -247,9 +247,10 @@ async def test_what_openrouter_says_instead_of_a_key_is_recorded_and_tried_again
     scene: Scene, status: int, content: str, headers: dict[str, str], error: str, is_at_least_seconds: int
 ) -> None:
     transport = Between(before=instead("POST /keys", status, content, headers))
-    assert await scene.provision(transport) is Outcome.DEFERRED
+    assert await scene.provision(transport) is (Outcome.LIMITED if status == 429 else Outcome.DEFERRED)
     assert transport.calls == ["claim_provisioning", "POST /keys", "defer_provisioning"]
     row = await scene.row()
+    assert row["failures"] == (0 if status == 429 else 1)
     assert (row["state"], row["last_error"], row["key_hash"]) == ("due", error, None)
     delay = (row["due_at"] - row["updated_at"]).total_seconds()
     assert is_at_least_seconds <= delay <= is_at_least_seconds + 2

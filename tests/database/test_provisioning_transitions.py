@@ -341,7 +341,7 @@ async def test_a_deferred_row_is_due_after_its_delay_and_counts_the_failure(door
     row = await doors.row(user_id)
     assert row is not None
     assert (row["due_at"] - row["updated_at"]).total_seconds() == 600
-    assert (row["failures"], row["last_error"], row["lease_expires_at"]) == (1, "openrouter_limited", None)
+    assert (row["failures"], row["last_error"], row["lease_expires_at"]) == (1, "openrouter_refused", None)
     await doors.database.run("update doorkey.provisioning set due_at = now()")
     again = await doors.claimed(user_id)
     assert (again["attempt"], again["failures"]) == (2, 1)

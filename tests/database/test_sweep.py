@@ -175,7 +175,7 @@ async def test_ten_failures_in_a_row_without_a_success_hold_the_queue(doors: Doo
     row = await doors.row(users[11])
     assert row is not None
     assert (row["failures"], row["due_at"] <= row["updated_at"]) == (0, True)
-    assert await doors.database.value("select held_reason from doorkey.settings") == "openrouter_limited"
+    assert await doors.database.value("select held_reason from doorkey.settings") == "openrouter_refused"
     await doors.database.run("update doorkey.provisioning set due_at = now() where state = 'due'")
     assert await doors.claim(users[0]) is None
 

@@ -109,7 +109,7 @@ class Doors:
     ) -> str:
         """Ends the attempt as failed."""
         return await self._word(
-            "select public.defer_provisioning(%s, %s, 'openrouter_limited', %s, %s, %s, 'r') as word",
+            "select public.defer_provisioning(%s, %s, 'openrouter_refused', %s, %s, %s, 'r') as word",
             claim["user_id"],
             claim["attempt"],
             delay_seconds,
