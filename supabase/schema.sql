@@ -1512,7 +1512,11 @@ begin
      -- A wish that came meanwhile has not been tried at all.
      set state = case when p_gives_up and p.wanted = p.claimed then 'dead' else 'due' end::doorkey.provisioning_state,
          lease_expires_at = null,
-         failures = case when p.wanted = p.claimed then p.failures + 1 else 0 end,
+         failures = case
+           when p.wanted <> p.claimed then 0
+           -- Asked to slow down: nothing was tried.
+           when p_error = 'openrouter_limited' then p.failures
+           else p.failures + 1 end,
          last_error = p_error,
          due_at = now() + make_interval(secs => p_delay_seconds),
          updated_at = now()
