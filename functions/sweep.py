@@ -1,4 +1,4 @@
-"""Lambda: the clock ticked. Redrives what is due, enrols whom the trigger missed, collects strays."""
+"""Lambda: the clock ticked. Enrols whom the trigger missed, redrives what is due, expires holds, collects strays."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import uuid
 from typing import Any
 
 from functions.clients.outside import Clients, build_clients
+from functions.credits.holds import expire_holds
 from functions.kit.clock import Clock, system_clock
 from functions.kit.errors import DoorkeyError
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
 from functions.provisioning.steps import Provisioner
-from functions.provisioning.sweeping import SweepSettings, sweep
+from functions.provisioning.sweeping import Chore, SweepSettings, sweep
 from functions.web.entry import Handle, LambdaEntry
 from functions.web.events import Event
 
@@ -25,9 +26,15 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
         deletes_strays=settings.doorkey_strays == "delete",
     )
 
+    chores: dict[str, Chore] = {
+        "expired_holds": lambda request_id, is_time_left: expire_holds(
+            provisioner.database, request_id=request_id, is_time_left=is_time_left
+        ),
+    }
+
     async def handle(_: Event) -> dict[str, Any]:
         try:
-            line = await sweep(provisioner, limits, request_id=uuid.uuid4().hex, clock=clock)
+            line = await sweep(provisioner, limits, chores, request_id=uuid.uuid4().hex, clock=clock)
         except DoorkeyError as error:
             # Its line is written. Raising would have Lambda run it again at once, and the next minute does that anyway.
             return {"outcome": "failed", "error": error.code}

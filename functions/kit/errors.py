@@ -5,13 +5,18 @@
     ├── WebhookRefused            401  webhook_refused
     ├── UserTokenRejected         401  user_token_rejected
     ├── OperatorTokenRejected     401  operator_token_rejected
+    ├── InsufficientCredits       402  insufficient_credits
     ├── RlsDenied                 403  rls_denied
     ├── KeyDisabled               403  key_disabled
     ├── RouteNotFound             404  route_not_found
     ├── ProfileNotFound           404  profile_not_found
     ├── NoKey                     404  no_key
+    ├── HoldNotFound              404  hold_not_found
     ├── MethodNotAllowed          405  method_not_allowed
+    ├── IdempotencyConflict       409  idempotency_conflict
+    ├── KeyReplaced               409  key_replaced
     ├── BodyTooLarge              413  body_too_large
+    ├── AmountOutOfRange          422  amount_out_of_range
     ├── RotatedTooOften           429  rotated_too_often
     ├── InternalError             500  internal_error
     ├── SupabaseError                  (clients/supabase.py)
@@ -86,6 +91,13 @@ class OperatorTokenRejected(DoorkeyError):
     status = 401
 
 
+class InsufficientCredits(DoorkeyError):
+    """You have not enough credits for this call. See your balance for what is available."""
+
+    code = "insufficient_credits"
+    status = 402
+
+
 class RlsDenied(DoorkeyError):
     """The database does not allow this to you."""
 
@@ -108,17 +120,45 @@ class ProfileNotFound(DoorkeyError):
 
 
 class NoKey(DoorkeyError):
-    """There is no key yet that another one could replace."""
+    """There is no key for you yet. It is usually made within seconds; try again shortly."""
 
     code = "no_key"
     status = 404
 
 
 class KeyDisabled(DoorkeyError):
-    """Your key is disabled, and so will no other one be made."""
+    """Your key is disabled: no call goes through it, and no other one is made."""
 
     code = "key_disabled"
     status = 403
+
+
+class KeyReplaced(DoorkeyError):
+    """The key of this call has been replaced by another one. Make the call again, with the new key."""
+
+    code = "key_replaced"
+    status = 409
+
+
+class HoldNotFound(DoorkeyError):
+    """There is no hold of this name."""
+
+    code = "hold_not_found"
+    status = 404
+
+
+class IdempotencyConflict(DoorkeyError):
+    """This idempotency key was used for another request. Use a new key for a new request."""
+
+    code = "idempotency_conflict"
+    status = 409
+
+
+class AmountOutOfRange(DoorkeyError):
+    """This amount is negative, zero where there must be something, or more than anything costs."""
+
+    code = "amount_out_of_range"
+    status = 422
 
 
 class RotatedTooOften(DoorkeyError):

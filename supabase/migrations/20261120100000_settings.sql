@@ -21,7 +21,8 @@ begin
   select string_agg(format('public.%I', n.name), ', ') into v_taken
     from unnest(array[
            'plans', 'credit_accounts', 'credit_accounts_plan', 'credit_transactions', 'credit_transactions_once',
-           'credit_transactions_user', 'openrouter_user_keys', 'openrouter_user_keys_one_live',
+           'credit_transactions_user', 'reserve_credits', 'settle_credits', 'release_credits', 'expire_holds',
+           'openrouter_user_keys', 'openrouter_user_keys_one_live',
            'openrouter_user_keys_one_retiring', 'openrouter_user_keys_user',
            'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
            'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',

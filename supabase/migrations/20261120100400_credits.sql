@@ -31,6 +31,8 @@ create table if not exists public.credit_accounts (
   -- What the user owes: minus the sum of their entries in that account.
   debt_micros bigint not null default 0 check (debt_micros >= 0),
   receivable_micros bigint not null default 0 check (receivable_micros >= 0),
+  -- What calls have cost beyond the whole micro-dollars posted so far: the next charge takes it up.
+  remainder_micros numeric not null default 0 check (remainder_micros >= 0 and remainder_micros < 1),
   period_started_at timestamptz,
   period_ends_at timestamptz,
   created_at timestamptz not null default now(),
@@ -48,7 +50,7 @@ create table if not exists public.credit_transactions (
   id bigint generated always as identity primary key,
   user_id uuid not null references public.credit_accounts (user_id),
   type text not null
-    check (type in ('purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal')),
+    check (type in ('purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal', 'hold', 'release')),
   -- What it does to the sum of the user's accounts.
   amount_micros bigint not null,
   -- Repeating a request repeats its key: unique per type, and written with the effect.
@@ -171,7 +173,24 @@ create or replace trigger refuse_rewriting before update or delete or truncate o
 create or replace trigger refuse_rewriting before update or delete or truncate on public.credit_transactions
   for each statement execute function doorkey.refuse_rewriting();
 
--- Gives the user credits as a new lot; returns the transaction. A repeat with the same content returns the first
+-- The user's account, locked until the transaction ends: whoever changes money or switches keys passes here, one after
+-- the other. Not `for update`: that would wait for, and hold up, whoever only refers to the account.
+create or replace function doorkey.lock_account(p_user_id uuid) returns public.credit_accounts
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_account public.credit_accounts;
+begin
+  select * into v_account from public.credit_accounts as a where a.user_id = p_user_id for no key update;
+  if not found then
+    raise sqlstate 'PT404' using message = 'profile_not_found', hint = 'This user has no account.';
+  end if;
+  return v_account;
+end
+$$;
+revoke all on function doorkey.lock_account(uuid) from public, anon, authenticated, service_role;
+
+-- Gives the user credits as a new lot, less what they owe, which is paid first; returns the transaction. A repeat with the same content returns the first
 -- one, with other content it is refused. The caller sees to it that the key's limit follows.
 create or replace function doorkey.post_grant(
   p_user_id uuid, p_type text, p_amount_micros bigint, p_idempotency_key text, p_reason text,
@@ -182,10 +201,12 @@ as $$
 declare
   v_id bigint;
   v_known public.credit_transactions;
+  v_owed bigint;
 begin
   if p_amount_micros is null or p_amount_micros <= 0 then
     raise sqlstate 'PT422' using message = 'amount_not_positive', hint = 'Grant a positive number of micro-dollars.';
   end if;
+  v_owed := least((doorkey.lock_account(p_user_id)).debt_micros, p_amount_micros);
   insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
   values (p_user_id, p_type, p_amount_micros, p_idempotency_key, p_reason, p_actor, p_request_id)
   on conflict on constraint credit_transactions_once do nothing
@@ -194,15 +215,18 @@ begin
     select * into strict v_known from public.credit_transactions
      where type = p_type and idempotency_key = p_idempotency_key;
     if (v_known.user_id, v_known.amount_micros, v_known.reason) is distinct from (p_user_id, p_amount_micros, p_reason) then
-      raise sqlstate 'PT409' using message = 'idempotency_key_reused',
+      raise sqlstate 'PT409' using message = 'idempotency_conflict',
         hint = 'This key was used for another content. Use a new key for a new grant.';
     end if;
     return v_known.id;
   end if;
   insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  values (v_id, 'available', p_amount_micros), (v_id, 'granted', -p_amount_micros);
+  select v_id, e.account, e.amount
+    from (values ('available'::doorkey.ledger_account, p_amount_micros - v_owed),
+                 ('debt', v_owed), ('granted', -p_amount_micros)) as e (account, amount)
+   where e.amount <> 0;
   insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
-  values (p_user_id, v_id, p_amount_micros, p_amount_micros, p_priority, p_expires_at);
+  values (p_user_id, v_id, p_amount_micros, p_amount_micros - v_owed, p_priority, p_expires_at);
   return v_id;
 end
 $$;

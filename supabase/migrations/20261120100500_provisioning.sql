@@ -142,43 +142,6 @@ as $$
 $$;
 revoke all on function doorkey.want(uuid) from public, anon, authenticated, service_role;
 
--- What a key of the user may spend in its life: what the ledger has charged to it, plus its share of what is spendable
--- now, divided by the plan's markup, rounded down. Null limit: no cap. A key that retires has a share in what is held,
--- for what it began. The key in use, or to be made (null hash), has all else; but never what another one may have spent
--- already, or may still spend, before the ledger knows. OpenRouter's figures for this key are never an input.
-create or replace function doorkey.key_limit(
-  p_user_id uuid, p_key_hash text, out limit_micros bigint, out is_uncapped boolean
-)
-language plpgsql stable security definer set search_path = ''
-as $$
-declare
-  v_elsewhere numeric;
-begin
-  -- A key without a cap could have spent anything.
-  select coalesce(sum(greatest(
-           case when o.status = 'deleted' then o.reported_usage_micros
-                else greatest(coalesce(o.limit_micros::numeric, 'infinity'), o.reported_usage_micros) end
-           - o.charged_cost_micros, 0)), 0)
-    into v_elsewhere
-    from public.openrouter_user_keys as o
-   where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;
-  -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
-  select case when p.is_uncapped then null
-         when k.retires_at is null and v_elsewhere = 'infinity' then floor(coalesce(k.charged_cost_micros, 0))::bigint
-         -- div, on one fraction: a quotient rounded to some places first may come out a micro-dollar too high.
-         else div(greatest(coalesce(k.charged_cost_micros, 0) * p.markup + a.held_micros
-                           + case when k.retires_at is null then a.available_micros - v_elsewhere * p.markup else 0 end,
-                           0), p.markup)::bigint end,
-         p.is_uncapped
-    into strict limit_micros, is_uncapped
-    from public.credit_accounts as a
-    join public.plans as p on p.id = a.plan_id
-    left join public.openrouter_user_keys as k on k.key_hash = p_key_hash
-   where a.user_id = p_user_id;
-end
-$$;
-revoke all on function doorkey.key_limit(uuid, text) from public, anon, authenticated, service_role;
-
 -- How the user's key should be, as auth.users says now. `changes_at`: when it will say otherwise by itself.
 create or replace function doorkey.desired_key(
   p_user_id uuid, out is_present boolean, out is_enabled boolean, out changes_at timestamptz
@@ -191,6 +154,70 @@ as $$
     from auth.users as u where u.id = p_user_id and u.deleted_at is null;
 $$;
 revoke all on function doorkey.desired_key(uuid) from public, anon, authenticated, service_role;
+
+-- Whether the time of a key that retires is over: it finishes nothing more, and is deleted. So too if yet another key is
+-- wanted, or the user may not use any.
+create or replace function doorkey.is_retirement_over(p_user_id uuid, p_retires_at timestamptz) returns boolean
+language sql stable security definer set search_path = ''
+as $$
+  select p_retires_at <= now() or not d.is_enabled
+         or exists (select from doorkey.provisioning as p
+                     where p.user_id = p_user_id and p.rotation_grace_seconds is not null)
+    from doorkey.desired_key(p_user_id) as d;
+$$;
+revoke all on function doorkey.is_retirement_over(uuid, timestamptz) from public, anon, authenticated, service_role;
+
+-- What a key of the user may spend in its life: what the ledger has charged to it, plus its share of what is spendable
+-- now, divided by the plan's markup, rounded down. Null limit: no cap. Spendable is what is available or held, less what
+-- is owed, and to the fraction: so settling a call on the key in use leaves its limit exactly as it was.
+-- A key that retires has what its own open holds keep, until its time is over. The key in use, or to be made (null hash),
+-- has all else; but never what another one may have spent already, or may still spend, before the ledger knows.
+-- OpenRouter's figures for this key are never an input.
+create or replace function doorkey.key_limit(
+  p_user_id uuid, p_key_hash text, out limit_micros bigint, out is_uncapped boolean
+)
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  v_markup numeric;
+  v_share numeric;
+  v_elsewhere numeric;
+  v_key public.openrouter_user_keys;
+begin
+  -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
+  select a.available_micros + a.held_micros - a.debt_micros - a.remainder_micros, p.markup, p.is_uncapped
+    into strict v_share, v_markup, is_uncapped
+    from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
+   where a.user_id = p_user_id;
+  if is_uncapped then
+    return;
+  end if;
+  select * into v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  v_key.charged_cost_micros := coalesce(v_key.charged_cost_micros, 0);
+  if v_key.retires_at is not null then
+    v_share := case when doorkey.is_retirement_over(p_user_id, v_key.retires_at) then 0
+                    else doorkey.held_through(v_key.key_hash) end;
+  else
+    -- A key without a cap could have spent anything. One that is gone has spent what it said at last, and what began
+    -- before may still come to be billed.
+    select coalesce(sum(case when o.status = 'deleted'
+             then greatest(o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup + doorkey.held_through(o.key_hash)
+             else greatest(coalesce(o.limit_micros::numeric, 'infinity') - o.charged_cost_micros,
+                           o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup end), 0)
+      into v_elsewhere
+      from public.openrouter_user_keys as o
+     where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;
+    if v_elsewhere = 'infinity' then
+      limit_micros := floor(v_key.charged_cost_micros);
+      return;
+    end if;
+    v_share := v_share - v_elsewhere;
+  end if;
+  -- div, on one fraction: a quotient rounded to some places first may come out a micro-dollar too high.
+  limit_micros := div(greatest(v_key.charged_cost_micros * v_markup + v_share, 0), v_markup);
+end
+$$;
+revoke all on function doorkey.key_limit(uuid, text) from public, anon, authenticated, service_role;
 
 do $$
 begin
@@ -236,7 +263,7 @@ begin
       action := 'update';
       return;
     end if;
-    if not v_wish.is_enabled or v_old.retires_at <= now() or v_row.rotation_grace_seconds is not null then
+    if doorkey.is_retirement_over(p_user_id, v_old.retires_at) then
       action := 'delete';
       return;
     end if;
@@ -511,6 +538,10 @@ begin
   end if;
   if not v_is_present then
     raise sqlstate 'PT410' using message = 'user_gone', hint = 'Undo what this attempt made.';
+  end if;
+  if v_row.key_hash is not null then
+    -- A hold is bound to the key in use: either it is there by now, or it finds the new key.
+    perform doorkey.lock_account(p_user_id);
   end if;
   update public.openrouter_user_keys as k
      set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now()

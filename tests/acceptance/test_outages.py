@@ -22,7 +22,7 @@ import pytest
 from functions import sweep
 from functions.clients.outside import build_clients
 from functions.kit.settings import Settings
-from functions.provisioning.sweeping import CONCURRENCY
+from functions.provisioning.redriving import CONCURRENCY
 from infra.local.faults import EDGE, OPENROUTER, FaultControl
 from infra.local.stack import Stack, StackOptions, running_stack
 from tests.support.scenes import Between, Scene, named

@@ -15,7 +15,7 @@ import pytest
 from functions import sweep
 from functions.clients.outside import Clients, build_clients
 from functions.kit.settings import Settings
-from functions.provisioning import store, strays, sweeping
+from functions.provisioning import redriving, store, strays
 from functions.provisioning.names import KeyName
 from functions.provisioning.strays import StrayReport, collect_strays
 from infra.local.stack import Stack
@@ -108,7 +108,7 @@ async def _late(answer: Answer) -> Answer:
 
 
 async def test_strays_are_looked_for_though_somebody_is_due_all_the_time(stack: Stack) -> None:
-    newcomers = [uuid.uuid4() for _ in range(sweeping.MAX_PAGES)]
+    newcomers = [uuid.uuid4() for _ in range(redriving.MAX_PAGES)]
 
     async def a_newcomer_each_time(request: httpx.Request) -> Answer | None:
         if named(request) == "list_due_provisioning":
@@ -168,7 +168,7 @@ async def test_what_is_refused_to_everybody_holds_the_queue_and_burns_no_attempt
     refusing = Between(before=instead("POST /keys", status, '{"error": {"code": 401}}'))
     first = await run_sweep(scene.stack, refusing)
     # Those who were at it already when the first was refused; nobody after them.
-    assert 1 <= first["outcome_held"] <= sweeping.CONCURRENCY
+    assert 1 <= first["outcome_held"] <= redriving.CONCURRENCY
     assert first["held_reason"] is None
     again = Between(before=instead("POST /keys", status, '{"error": {"code": 401}}'))
     second = await run_sweep(scene.stack, again)

@@ -91,12 +91,21 @@ class Call:
         "page_out_of_range",
         "no_key",
         "webhook_url_invalid",
+        "profile_not_found",
+        "hold_not_found",
         "null",
     ]
 
 
 # The function's own words, and the HTTP status that each asks for.
-REFUSALS = {"lease_lost": 409, "no_key": 404, "page_out_of_range": 422, "webhook_url_invalid": 422}
+REFUSALS = {
+    "lease_lost": 409,
+    "no_key": 404,
+    "page_out_of_range": 422,
+    "webhook_url_invalid": 422,
+    "profile_not_found": 404,
+    "hold_not_found": 404,
+}
 
 _CALLS = {
     "my_account": Call((), "account"),
@@ -122,6 +131,12 @@ _CALLS = {
     "count_sealed_secrets": Call((), "rows"),
     "list_sealed_secrets": Call(("door", "f" * 64, 1), "nothing"),
     "reseal_secrets": Call(([], [], ["door", "door"], "door"), "page_out_of_range"),
+    "reserve_credits": Call((NOBODY, 1, 60, "door", None, "door"), "profile_not_found"),
+    "settle_hold": Call((NOBODY, NOBODY, 1, None, None, None, "door"), "hold_not_found"),
+    "settle_credits": Call((NOBODY, 1, None, None, None, "door"), "hold_not_found"),
+    "release_hold": Call((NOBODY, NOBODY, "door"), "hold_not_found"),
+    "release_credits": Call((NOBODY, "door"), "hold_not_found"),
+    "expire_holds": Call((0, "door"), "page_out_of_range"),
 }
 # Those whose public name is another.
 _CALLS |= {

@@ -29,6 +29,7 @@ from tests.database.door_calls import (
     without_a_call,
     without_rows,
 )
+from tests.support.credit_doors import Credits
 from tests.support.databases import Connection, Database, DatabaseServer, Row
 from tests.support.doors import Doors
 
@@ -70,6 +71,7 @@ async def house(database_server: DatabaseServer) -> AsyncIterator[House]:
         people = {person: await database.insert_user() for person in PEOPLE}
         for user_id in people.values():
             await Doors(database).make_ready(user_id)
+            await Credits(database).reserve(user_id)
         columns = await Catalog(database.superuser_url).columns()
         async with AsyncExitStack() as stack:
             connections = {

@@ -221,7 +221,7 @@ async def test_an_idempotency_key_is_not_used_for_other_content(database: Databa
         grant(database, user_id, 5, "g", reason="Another"),
         grant(database, await open_account(database), 5, "g"),
     ):
-        with refused("PT409", "idempotency_key_reused"):
+        with refused("PT409", "idempotency_conflict"):
             await other
     assert await database.value("select sum(available_micros) from public.credit_accounts") == 5
 

@@ -1,0 +1,195 @@
+"""The whole SQL vocabulary of credits: keep some for a call, charge what it cost, give back what it did not need.
+
+The surprising thing: a settlement is never refused for want of money, nor because its hold is over. What was spent was
+spent, and the user may come to owe it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
+
+from functions.clients.supabase import DatabaseRefused, Json, Rpc, Supabase
+from functions.kit.errors import (
+    AmountOutOfRange,
+    DoorkeyError,
+    HoldNotFound,
+    IdempotencyConflict,
+    InsufficientCredits,
+    KeyDisabled,
+    KeyReplaced,
+    NoKey,
+    ProfileNotFound,
+)
+
+RESERVE = Rpc(
+    "reserve_credits",
+    ("user_id", "amount_micros", "ttl_seconds", "idempotency_key", "key_hash", "request_id"),
+    "service_role",
+)
+SETTLE = Rpc(
+    "settle_credits", ("hold_id", "cost_micros", "provider", "model", "generation_id", "request_id"), "service_role"
+)
+RELEASE = Rpc("release_credits", ("hold_id", "request_id"), "service_role")
+EXPIRE_HOLDS = Rpc("expire_holds", ("expired_rows", "request_id"), "service_role")
+
+_REFUSALS: tuple[type[DoorkeyError], ...] = (
+    AmountOutOfRange,
+    HoldNotFound,
+    IdempotencyConflict,
+    InsufficientCredits,
+    KeyDisabled,
+    KeyReplaced,
+    NoKey,
+    ProfileNotFound,
+)
+_REFUSALS_BY_WORD = {refusal.code: refusal for refusal in _REFUSALS}
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Credits kept for one call.
+
+    Attributes:
+        hold_id: what it is settled or released by.
+        key_hash: the key that the call is to go through.
+        expires_at: when it is given back, unless it is settled or released before.
+        available_after_micros: what was left to spend beside it.
+    """
+
+    hold_id: UUID
+    key_hash: str
+    expires_at: datetime
+    available_after_micros: int
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What a call was charged.
+
+    Attributes:
+        charged_micros: in all, with the plan's markup.
+        owed_micros: the part of it that the user had no credits for.
+    """
+
+    charged_micros: int
+    owed_micros: int
+
+
+async def reserve(
+    database: Supabase,
+    user_id: UUID,
+    *,
+    amount_micros: int,
+    ttl_seconds: int,
+    idempotency_key: str,
+    key_hash: str | None,
+    request_id: str,
+) -> Hold:
+    """Keeps credits for a call. Repeatable: the same key with the same content is the same hold.
+
+    Args:
+        database: the Data API.
+        user_id: whose credits.
+        amount_micros: what the call may cost at most; kept only where the plan has a cap.
+        ttl_seconds: how long it is kept; 1 to 86400.
+        idempotency_key: names this hold; 1 to 200 characters.
+        key_hash: the key that the call is to go through; None: the one in use.
+        request_id: for the ledger.
+
+    Raises:
+        InsufficientCredits: less is available.
+        ProfileNotFound, NoKey, KeyDisabled: nobody, or no key, to make a call with.
+        KeyReplaced: another key is in use by now.
+        IdempotencyConflict: the key names another hold.
+        AmountOutOfRange: not 1 to 10^12.
+    """
+    rows = await _call(
+        database,
+        RESERVE,
+        {
+            "user_id": str(user_id),
+            "amount_micros": amount_micros,
+            "ttl_seconds": ttl_seconds,
+            "idempotency_key": idempotency_key,
+            "key_hash": key_hash,
+            "request_id": request_id,
+        },
+    )
+    (row,) = rows
+    return Hold(
+        hold_id=UUID(row["hold_id"]),
+        key_hash=row["bound_key_hash"],
+        expires_at=datetime.fromisoformat(row["expires_at"]),
+        available_after_micros=row["available_after_micros"],
+    )
+
+
+async def settle(
+    database: Supabase,
+    hold_id: UUID,
+    *,
+    cost_micros: Decimal,
+    provider: str | None,
+    model: str | None,
+    generation_id: str | None,
+    request_id: str,
+) -> Settlement:
+    """Charges a call, whatever became of its hold. Repeatable with the same arguments.
+
+    Args:
+        database: the Data API.
+        hold_id: of the call.
+        cost_micros: what it cost at the provider, exactly as received.
+        provider: who served it.
+        model: which one.
+        generation_id: what OpenRouter calls the call.
+        request_id: for the ledger.
+
+    Raises:
+        HoldNotFound: there is none.
+        IdempotencyConflict: it was settled with another content.
+        AmountOutOfRange: not 0 to 10^12, or with more than 30 places.
+    """
+    (row,) = await _call(
+        database,
+        SETTLE,
+        {
+            "hold_id": str(hold_id),
+            # As text: a JSON number would pass through somebody's binary fractions.
+            "cost_micros": str(cost_micros),
+            "provider": provider,
+            "model": model,
+            "generation_id": generation_id,
+            "request_id": request_id,
+        },
+    )
+    return Settlement(**row)
+
+
+async def release(database: Supabase, hold_id: UUID, *, request_id: str) -> str:
+    """Gives a hold back whose call cost nothing. Says its state: one that is closed stays as it is. Repeatable.
+
+    Raises:
+        HoldNotFound: there is none.
+    """
+    state: str = await _call(database, RELEASE, {"hold_id": str(hold_id), "request_id": request_id})
+    return state
+
+
+async def expire_holds(database: Supabase, *, expired_rows: int, request_id: str) -> int:
+    """Gives so many holds back whose time is over; how many it were."""
+    return int(await _call(database, EXPIRE_HOLDS, {"expired_rows": expired_rows, "request_id": request_id}))
+
+
+async def _call(database: Supabase, rpc: Rpc, arguments: Mapping[str, Json]) -> Json:
+    try:
+        return await database.call(rpc, arguments)
+    except DatabaseRefused as refusal:
+        named = _REFUSALS_BY_WORD.get(refusal.word)
+        if named is None:
+            raise
+        raise named(refusal.private) from None

@@ -1,0 +1,423 @@
+-- Holds: credits are kept for a call before it goes out, and what it cost is charged when it has come back.
+--
+-- A cost is never dropped, whatever became of its hold: the money was spent. What the hold doesn't cover comes out of
+-- what is available, and beyond that the user owes it. Lock order: provisioning row (only where the key is not the one in
+-- use), account, hold and key, lots.
+
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
+
+do $$
+begin
+  if to_regtype('doorkey.hold_state') is null then
+    create type doorkey.hold_state as enum (
+      'open',      -- keeps its amount
+      'settled',   -- its call was charged
+      'released',  -- nothing was spent
+      'expired'    -- nobody said what became of the call; it can still be settled
+    );
+  end if;
+end
+$$;
+
+create table if not exists doorkey.credit_holds (
+  id uuid primary key default gen_random_uuid(),
+  user_id uuid not null references public.credit_accounts (user_id),
+  -- The key that the call goes through.
+  key_hash text not null references public.openrouter_user_keys (key_hash),
+  -- What was asked for, and what is kept of it now: nothing on a plan without cap, and nothing once it is closed.
+  amount_micros bigint not null check (amount_micros between 1 and 1000000000000),
+  held_micros bigint not null check (held_micros in (0, amount_micros)),
+  state doorkey.hold_state not null default 'open',
+  idempotency_key text not null unique check (length(idempotency_key) between 1 and 200),
+  request_id text,
+  -- What was answered, to answer it again.
+  available_after_micros bigint not null check (available_after_micros >= 0),
+  -- The settlement: the provider's cost exactly as received; what was charged for it, and what of that is owed.
+  provider text,
+  model text,
+  generation_id text,
+  cost_micros numeric check (cost_micros between 0 and 1000000000000),
+  charged_micros bigint check (charged_micros >= 0),
+  owed_micros bigint check (owed_micros between 0 and charged_micros),
+  created_at timestamptz not null default now(),
+  expires_at timestamptz not null check (expires_at > created_at),
+  -- When it ceased to keep anything, and when it was settled.
+  closed_at timestamptz,
+  settled_at timestamptz,
+  constraint open_exactly_until_closed check ((state = 'open') = (closed_at is null)),
+  constraint holds_only_while_open check (state = 'open' or held_micros = 0),
+  constraint settled_exactly_with_a_cost check (
+    (state = 'settled') = (settled_at is not null)
+    and num_nulls(settled_at, cost_micros, charged_micros, owed_micros) in (0, 4)),
+  constraint settled_with_its_call check (
+    state = 'settled' or (provider is null and model is null and generation_id is null))
+);
+create index if not exists credit_holds_expiring on doorkey.credit_holds (expires_at) where state = 'open';
+create index if not exists credit_holds_open_of_key on doorkey.credit_holds (key_hash) where state = 'open';
+create index if not exists credit_holds_user on doorkey.credit_holds (user_id);
+create index if not exists credit_holds_key on doorkey.credit_holds (key_hash);
+alter table doorkey.credit_holds enable row level security;
+revoke all on table doorkey.credit_holds from public, anon, authenticated, service_role;
+
+-- What the open holds of calls through this key keep.
+create or replace function doorkey.held_through(p_key_hash text) returns bigint
+language sql stable security definer set search_path = ''
+as $$
+  select coalesce(sum(h.held_micros), 0)::bigint from doorkey.credit_holds as h
+   where h.key_hash = p_key_hash and h.state = 'open';
+$$;
+revoke all on function doorkey.held_through(text) from public, anon, authenticated, service_role;
+
+-- One transaction about a hold, with its entries. What is zero is no entry.
+create or replace function doorkey.post_about_hold(
+  p_hold doorkey.credit_holds, p_type text, p_reason text, p_request_id text, p_provider text, p_model text,
+  p_available bigint, p_held bigint, p_debt bigint, p_receivable bigint
+) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_id bigint;
+  v_amount constant bigint := p_available + p_held + p_debt + p_receivable;
+begin
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
+  values (p_hold.user_id, p_type, v_amount, 'hold:' || p_hold.id, p_reason, 'credits', p_provider, p_model, p_request_id)
+  returning id into v_id;
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  select v_id, e.account, e.amount
+    from (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
+                 ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
+   where e.amount <> 0;
+end
+$$;
+revoke all on function doorkey.post_about_hold(
+  doorkey.credit_holds, text, text, text, text, text, bigint, bigint, bigint, bigint)
+  from public, anon, authenticated, service_role;
+
+-- Takes so much out of the user's lots: by priority, then expiry, then id. The account is locked by the caller.
+create or replace function doorkey.spend_lots(p_user_id uuid, p_amount_micros bigint) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_taken bigint;
+begin
+  if p_amount_micros = 0 then
+    return;
+  end if;
+  with queue as (
+    select l.id, l.remaining_micros,
+           sum(l.remaining_micros) over (order by l.priority, l.expires_at nulls last, l.id)
+           - l.remaining_micros as before
+      from doorkey.credit_lots as l
+     where l.user_id = p_user_id and l.remaining_micros > 0
+  ), spent as (
+    update doorkey.credit_lots as l
+       set remaining_micros = l.remaining_micros - least(q.remaining_micros, p_amount_micros - q.before)
+      from queue as q
+     where l.id = q.id and q.before < p_amount_micros
+    returning least(q.remaining_micros, p_amount_micros - q.before) as micros
+  )
+  select sum(s.micros) into v_taken from spent as s;
+  if v_taken is distinct from p_amount_micros then
+    raise exception 'the lots of % hold less than their balance', p_user_id;
+  end if;
+end
+$$;
+revoke all on function doorkey.spend_lots(uuid, bigint) from public, anon, authenticated, service_role;
+
+-- Keeps credits for one call through the user's key. Asked again with the same key and content it answers again; no lock
+-- is taken on the provisioning row, so that a busy user's key can still be worked on.
+create or replace function doorkey.reserve_credits(
+  p_user_id uuid, p_amount_micros bigint, p_ttl_seconds integer, p_idempotency_key text, p_key_hash text,
+  p_request_id text
+) returns table (hold_id uuid, bound_key_hash text, expires_at timestamptz, available_after_micros bigint)
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_account public.credit_accounts;
+  v_hold doorkey.credit_holds;
+  v_key public.openrouter_user_keys;
+  v_held bigint;
+begin
+  if p_amount_micros is null or p_amount_micros not between 1 and 1000000000000 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'Reserve 1 to 1000000000000 micro-dollars.';
+  end if;
+  if p_ttl_seconds is null or p_ttl_seconds not between 1 and 86400 then
+    raise sqlstate 'PT422' using message = 'ttl_out_of_range', hint = 'A hold lasts 1 to 86400 seconds.';
+  end if;
+  if p_idempotency_key is null or length(p_idempotency_key) not between 1 and 200 then
+    raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
+  end if;
+  v_account := doorkey.lock_account(p_user_id);
+  select * into v_hold from doorkey.credit_holds as h where h.idempotency_key = p_idempotency_key;
+  if v_hold.id is null then
+    v_key := doorkey.usable_key(p_user_id, p_key_hash);
+    v_held := case when (select p.is_uncapped from public.plans as p where p.id = v_account.plan_id) then 0
+                   else p_amount_micros end;
+    if v_account.available_micros < v_held then
+      raise sqlstate 'PT402' using message = 'insufficient_credits',
+        hint = format('%s micro-dollars are available.', v_account.available_micros);
+    end if;
+    insert into doorkey.credit_holds as h
+      (user_id, key_hash, amount_micros, held_micros, idempotency_key, request_id, available_after_micros, expires_at)
+    values (p_user_id, v_key.key_hash, p_amount_micros, v_held, p_idempotency_key, p_request_id,
+            v_account.available_micros - v_held, now() + make_interval(secs => p_ttl_seconds))
+    on conflict (idempotency_key) do nothing
+    returning h.* into v_hold;
+    if v_hold.held_micros > 0 then
+      perform doorkey.post_about_hold(
+        v_hold, 'hold', 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
+    elsif v_hold.id is null then
+      -- Somebody else's, who came at the same moment: this user's would have been found above.
+      select * into strict v_hold from doorkey.credit_holds as h where h.idempotency_key = p_idempotency_key;
+    end if;
+  end if;
+  if (v_hold.user_id, v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
+     is distinct from (p_user_id, p_amount_micros, make_interval(secs => p_ttl_seconds),
+                       coalesce(p_key_hash, v_hold.key_hash)) then
+    raise sqlstate 'PT409' using message = 'idempotency_conflict',
+      hint = 'This key was used for another content. Use a new key for a new hold.';
+  end if;
+  return query select v_hold.id, v_hold.key_hash, v_hold.expires_at, v_hold.available_after_micros;
+end
+$$;
+revoke all on function doorkey.reserve_credits(uuid, bigint, integer, text, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.reserve_credits(uuid, bigint, integer, text, text, text) to service_role;
+
+create or replace function public.reserve_credits(
+  user_id uuid, amount_micros bigint, ttl_seconds integer, idempotency_key text, key_hash text, request_id text
+) returns table (hold_id uuid, bound_key_hash text, expires_at timestamptz, available_after_micros bigint)
+language sql set search_path = ''
+as $$ select * from doorkey.reserve_credits($1, $2, $3, $4, $5, $6); $$;
+revoke all on function public.reserve_credits(uuid, bigint, integer, text, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.reserve_credits(uuid, bigint, integer, text, text, text) to service_role;
+
+-- The key that a call of the user may go through now: the one in use. The account is locked by the caller, so that no
+-- other one takes its place meanwhile.
+create or replace function doorkey.usable_key(p_user_id uuid, p_key_hash text) returns public.openrouter_user_keys
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  v_key public.openrouter_user_keys;
+begin
+  select k.* into v_key
+    from doorkey.provisioning as w join public.openrouter_user_keys as k on k.key_hash = w.key_hash
+   where w.user_id = p_user_id;
+  if not found then
+    raise sqlstate 'PT404' using message = 'no_key', hint = 'There is no key yet that a call could go through.';
+  end if;
+  if v_key.key_hash <> p_key_hash then
+    raise sqlstate 'PT409' using message = 'key_replaced', hint = 'A key that retires begins nothing new.';
+  end if;
+  if v_key.status <> 'active' or not (doorkey.desired_key(p_user_id)).is_enabled then
+    raise sqlstate 'PT403' using message = 'key_disabled', hint = 'The user is banned or gone.';
+  end if;
+  return v_key;
+end
+$$;
+revoke all on function doorkey.usable_key(uuid, text) from public, anon, authenticated, service_role;
+
+-- The hold, with its account locked. A user: it must be theirs; null: anybody's.
+create or replace function doorkey.lock_hold(p_user_id uuid, p_hold_id uuid) returns doorkey.credit_holds
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_hold doorkey.credit_holds;
+begin
+  select * into v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
+  if not found or v_hold.user_id <> p_user_id then
+    raise sqlstate 'PT404' using message = 'hold_not_found', hint = 'There is no such hold.';
+  end if;
+  -- Closing it may change what another key is to have. The key in use has the same limit before and after.
+  perform from doorkey.provisioning as p
+    where p.user_id = v_hold.user_id and p.key_hash is distinct from v_hold.key_hash for update;
+  perform doorkey.lock_account(v_hold.user_id);
+  -- Everything that changes a hold locks the account: what is read now stays so.
+  select * into strict v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
+  return v_hold;
+end
+$$;
+revoke all on function doorkey.lock_hold(uuid, uuid) from public, anon, authenticated, service_role;
+
+-- Has the keys set right, if the limit of one is to change now that this hold is closed. Never waits: where the key was
+-- replaced a moment ago, the row is not ours yet, and whoever has it looks by themselves, or the next sweep does.
+create or replace function doorkey.follow_hold(p_hold doorkey.credit_holds) returns void
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  perform from doorkey.provisioning as p
+    where p.user_id = p_hold.user_id and p.key_hash is distinct from p_hold.key_hash for update skip locked;
+  if found and (doorkey.next_key_action(p_hold.user_id)).is_needed then
+    perform doorkey.want(p_hold.user_id);
+  end if;
+end
+$$;
+revoke all on function doorkey.follow_hold(doorkey.credit_holds) from public, anon, authenticated, service_role;
+
+-- Charges what the call of this hold cost the provider, in micro-dollars and exactly as received: times the plan's
+-- markup, rounded down to what can be posted, and the remainder carried to the next charge. Works on a hold in any state;
+-- asked again with the same content it answers again. A user: the hold must be theirs; null: anybody's.
+create or replace function doorkey.settle_hold(
+  p_user_id uuid, p_hold_id uuid, p_cost_micros numeric, p_provider text, p_model text, p_generation_id text,
+  p_request_id text
+) returns table (charged_micros bigint, owed_micros bigint)
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_hold doorkey.credit_holds;
+  v_account public.credit_accounts;
+  v_plan public.plans;
+  v_exact numeric;
+  v_charge bigint;
+  v_from_held bigint;
+  v_from_available bigint;
+  v_owed bigint;
+  v_paid bigint;
+begin
+  -- NaN is more than any number.
+  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range',
+      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
+  end if;
+  v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
+  if v_hold.state = 'settled' then
+    if (v_hold.cost_micros, v_hold.provider, v_hold.model, v_hold.generation_id)
+       is distinct from (p_cost_micros, p_provider, p_model, p_generation_id) then
+      raise sqlstate 'PT409' using message = 'idempotency_conflict',
+        hint = 'This hold was settled with another content. A hold is for one call.';
+    end if;
+    return query select v_hold.charged_micros, v_hold.owed_micros;
+    return;
+  end if;
+  select * into strict v_account from public.credit_accounts as a where a.user_id = v_hold.user_id;
+  select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
+  v_exact := p_cost_micros * v_plan.markup + v_account.remainder_micros;
+  v_charge := floor(v_exact);
+  v_from_held := case when v_plan.is_uncapped then 0 else least(v_hold.held_micros, v_charge) end;
+  v_from_available := case when v_plan.is_uncapped then 0
+                           else least(v_account.available_micros, v_charge - v_from_held) end;
+  v_owed := case when v_plan.is_uncapped then 0 else v_charge - v_from_held - v_from_available end;
+  -- What the hold did not need pays debts first.
+  v_paid := least(v_hold.held_micros - v_from_held, v_account.debt_micros);
+  perform doorkey.post_about_hold(
+    v_hold, 'usage', 'Call', p_request_id, p_provider, p_model,
+    v_hold.held_micros - v_from_held - v_paid - v_from_available, -v_hold.held_micros, v_paid - v_owed,
+    case when v_plan.is_uncapped then -v_charge else 0 end);
+  perform doorkey.spend_lots(v_hold.user_id, v_from_held + v_from_available + v_paid);
+  update public.credit_accounts as a set remainder_micros = v_exact - v_charge where a.user_id = v_hold.user_id;
+  update public.openrouter_user_keys as k set charged_cost_micros = k.charged_cost_micros + p_cost_micros
+   where k.key_hash = v_hold.key_hash;
+  update doorkey.credit_holds as h
+     set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
+         cost_micros = p_cost_micros, charged_micros = v_charge, owed_micros = v_owed,
+         closed_at = coalesce(h.closed_at, now()), settled_at = now()
+   where h.id = v_hold.id;
+  perform doorkey.follow_hold(v_hold);
+  return query select v_charge, v_owed;
+end
+$$;
+revoke all on function doorkey.settle_hold(uuid, uuid, numeric, text, text, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.settle_hold(uuid, uuid, numeric, text, text, text, text) to service_role;
+
+create or replace function public.settle_credits(
+  hold_id uuid, cost_micros numeric, provider text, model text, generation_id text, request_id text
+) returns table (charged_micros bigint, owed_micros bigint)
+language sql set search_path = ''
+as $$ select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6); $$;
+revoke all on function public.settle_credits(uuid, numeric, text, text, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.settle_credits(uuid, numeric, text, text, text, text) to service_role;
+
+-- Ends an open hold without a charge: what it kept pays debts first, and is available again. The account is locked.
+create or replace function doorkey.close_hold(
+  p_hold doorkey.credit_holds, p_state doorkey.hold_state, p_request_id text
+) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_paid bigint;
+begin
+  if p_hold.held_micros > 0 then
+    select least(p_hold.held_micros, a.debt_micros) into strict v_paid
+      from public.credit_accounts as a where a.user_id = p_hold.user_id;
+    perform doorkey.post_about_hold(
+      p_hold, 'release', case p_state when 'expired' then 'Hold expired' else 'Hold released' end, p_request_id,
+      null, null, p_hold.held_micros - v_paid, -p_hold.held_micros, v_paid, 0);
+    perform doorkey.spend_lots(p_hold.user_id, v_paid);
+  end if;
+  update doorkey.credit_holds as h set state = p_state, held_micros = 0, closed_at = now() where h.id = p_hold.id;
+  perform doorkey.follow_hold(p_hold);
+end
+$$;
+revoke all on function doorkey.close_hold(doorkey.credit_holds, doorkey.hold_state, text)
+  from public, anon, authenticated, service_role;
+
+-- The call was not made, or cost nothing. Says the hold's state: a closed one stays as it is. A user: the hold must be
+-- theirs; null: anybody's.
+create or replace function doorkey.release_hold(p_user_id uuid, p_hold_id uuid, p_request_id text) returns text
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_hold doorkey.credit_holds;
+begin
+  v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
+  if v_hold.state = 'open' then
+    perform doorkey.close_hold(v_hold, 'released', p_request_id);
+    return 'released';
+  end if;
+  return v_hold.state;
+end
+$$;
+revoke all on function doorkey.release_hold(uuid, uuid, text) from public, anon, authenticated, service_role;
+grant execute on function doorkey.release_hold(uuid, uuid, text) to service_role;
+
+create or replace function public.release_credits(hold_id uuid, request_id text) returns text
+language sql set search_path = ''
+as $$ select doorkey.release_hold(null, $1, $2); $$;
+revoke all on function public.release_credits(uuid, text) from public, anon, authenticated, service_role;
+grant execute on function public.release_credits(uuid, text) to service_role;
+
+-- Closes holds whose time is over, the oldest first; how many. It has many users' rows at once, and so waits for none of
+-- them: whose rows are locked is left to the next sweep.
+create or replace function doorkey.expire_holds(p_rows integer, p_request_id text) returns integer
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_due doorkey.credit_holds;
+  v_count integer := 0;
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Expire 1 to 1000 holds at a time.';
+  end if;
+  for v_due in
+    select * from doorkey.credit_holds as h
+     where h.state = 'open' and h.expires_at <= now() order by h.expires_at limit p_rows
+  loop
+    -- The account, and the row of the key where it isn't the one in use; each in a statement, in the order of locks.
+    if exists (select from doorkey.provisioning as p
+                where p.user_id = v_due.user_id and p.key_hash is distinct from v_due.key_hash) then
+      perform from doorkey.provisioning as p where p.user_id = v_due.user_id for update skip locked;
+      continue when not found;
+    end if;
+    perform from public.credit_accounts as a where a.user_id = v_due.user_id for no key update skip locked;
+    continue when not found;
+    select * into strict v_due from doorkey.credit_holds as h where h.id = v_due.id;
+    continue when v_due.state <> 'open';
+    perform doorkey.close_hold(v_due, 'expired', p_request_id);
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$$;
+revoke all on function doorkey.expire_holds(integer, text) from public, anon, authenticated, service_role;
+grant execute on function doorkey.expire_holds(integer, text) to service_role;
+
+create or replace function public.expire_holds(expired_rows integer, request_id text) returns integer
+language sql set search_path = ''
+as $$ select doorkey.expire_holds($1, $2); $$;
+revoke all on function public.expire_holds(integer, text) from public, anon, authenticated, service_role;
+grant execute on function public.expire_holds(integer, text) to service_role;
