@@ -2309,12 +2309,13 @@ begin
     v_share := case when doorkey.is_retirement_over(p_user_id, v_key.retires_at) then 0
                     else doorkey.held_through(v_key.key_hash) end;
   else
-    -- A key without a cap could have spent anything. One that is gone has spent what it said at last, and what began
-    -- before may still come to be billed.
-    select coalesce(sum(case when o.status = 'deleted'
-             then greatest(o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup + doorkey.held_through(o.key_hash)
-             else greatest(coalesce(o.limit_micros::numeric, 'infinity') - o.charged_cost_micros,
-                           o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup end), 0)
+    -- What it may spend up to its limit (without a cap: anything; deleted: nothing); or what it said it has spent, and
+    -- what began before may still come to be billed.
+    select coalesce(sum(greatest(
+             case when o.status = 'deleted' then 0
+                  else (coalesce(o.limit_micros::numeric, 'infinity') - o.charged_cost_micros) * v_markup end,
+             greatest(o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup
+             + doorkey.held_through(o.key_hash))), 0)
       into v_elsewhere
       from public.openrouter_user_keys as o
      where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;
@@ -2825,7 +2826,8 @@ declare
 begin
   insert into public.credit_transactions
     (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
-  values (p_hold.user_id, p_type, v_amount, 'hold:' || p_hold.id, p_reason, 'credits', p_provider, p_model, p_request_id)
+  values (p_hold.user_id, p_type, v_amount, 'hold:' || p_hold.id, p_reason, 'credits', p_provider, p_model,
+          p_request_id)
   returning id into v_id;
   insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
   select v_id, e.account, e.amount
@@ -3406,7 +3408,12 @@ begin
     case when v_plan.is_uncapped then -v_charge else 0 end);
   perform doorkey.spend_lots(v_hold.user_id, v_from_held + v_from_available + v_paid);
   update public.credit_accounts as a set remainder_micros = v_exact - v_charge where a.user_id = v_hold.user_id;
-  update public.openrouter_user_keys as k set charged_cost_micros = k.charged_cost_micros + p_cost_micros
+  update public.openrouter_user_keys as k
+     set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
+         -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
+         -- it spent besides would look as if it were this. The next time it says so, it is right again.
+         reported_usage_micros = k.reported_usage_micros + case
+           when k.retires_at is not null or k.status = 'deleted' then ceil(p_cost_micros) else 0 end
    where k.key_hash = v_hold.key_hash;
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,

@@ -198,12 +198,13 @@ begin
     v_share := case when doorkey.is_retirement_over(p_user_id, v_key.retires_at) then 0
                     else doorkey.held_through(v_key.key_hash) end;
   else
-    -- A key without a cap could have spent anything. One that is gone has spent what it said at last, and what began
-    -- before may still come to be billed.
-    select coalesce(sum(case when o.status = 'deleted'
-             then greatest(o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup + doorkey.held_through(o.key_hash)
-             else greatest(coalesce(o.limit_micros::numeric, 'infinity') - o.charged_cost_micros,
-                           o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup end), 0)
+    -- What it may spend up to its limit (without a cap: anything; deleted: nothing); or what it said it has spent, and
+    -- what began before may still come to be billed.
+    select coalesce(sum(greatest(
+             case when o.status = 'deleted' then 0
+                  else (coalesce(o.limit_micros::numeric, 'infinity') - o.charged_cost_micros) * v_markup end,
+             greatest(o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup
+             + doorkey.held_through(o.key_hash))), 0)
       into v_elsewhere
       from public.openrouter_user_keys as o
      where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;

@@ -1,8 +1,8 @@
 -- Holds: credits are kept for a call before it goes out, and what it cost is charged when it has come back.
 --
 -- A cost is never dropped, whatever became of its hold: the money was spent. What the hold doesn't cover comes out of
--- what is available, and beyond that the user owes it. Lock order: provisioning row (only where the key is not the one in
--- use), account, hold and key, lots.
+-- what is available, and beyond that the user owes it. Lock order: provisioning row (only where the key is not the one
+-- in use), account, lots, key and hold.
 
 set local lock_timeout = '5s';
 set local statement_timeout = '60s';
@@ -82,7 +82,8 @@ declare
 begin
   insert into public.credit_transactions
     (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
-  values (p_hold.user_id, p_type, v_amount, 'hold:' || p_hold.id, p_reason, 'credits', p_provider, p_model, p_request_id)
+  values (p_hold.user_id, p_type, v_amount, 'hold:' || p_hold.id, p_reason, 'credits', p_provider, p_model,
+          p_request_id)
   returning id into v_id;
   insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
   select v_id, e.account, e.amount
@@ -308,7 +309,12 @@ begin
     case when v_plan.is_uncapped then -v_charge else 0 end);
   perform doorkey.spend_lots(v_hold.user_id, v_from_held + v_from_available + v_paid);
   update public.credit_accounts as a set remainder_micros = v_exact - v_charge where a.user_id = v_hold.user_id;
-  update public.openrouter_user_keys as k set charged_cost_micros = k.charged_cost_micros + p_cost_micros
+  update public.openrouter_user_keys as k
+     set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
+         -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
+         -- it spent besides would look as if it were this. The next time it says so, it is right again.
+         reported_usage_micros = k.reported_usage_micros + case
+           when k.retires_at is not null or k.status = 'deleted' then ceil(p_cost_micros) else 0 end
    where k.key_hash = v_hold.key_hash;
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,

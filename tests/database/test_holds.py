@@ -247,7 +247,7 @@ async def test_an_idempotency_key_names_one_hold(credit_doors: Credits, user_id:
         (other, {"amount_micros": 5}),
     ):
         with refused("PT409", "idempotency_conflict"):
-            await credit_doors.reserve(who, key="h", **content)  # type: ignore[arg-type]
+            await credit_doors.reserve(who, key="h", **content)
     assert await credit_doors.database.value("select sum(held_micros) from public.credit_accounts") == 5
 
 

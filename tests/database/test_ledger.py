@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import uuid
+from decimal import Decimal
 from fractions import Fraction
 
 import psycopg
@@ -280,11 +281,13 @@ async def key_limit(database: Database, user_id: uuid.UUID) -> tuple[int | None,
 @given(
     available=st.integers(0, 10**15),
     held=st.integers(0, 10**15),
+    owed=st.integers(0, 10**15),
+    remainder=st.decimals(0, 1, places=9, allow_nan=False).filter(lambda fraction: fraction < 1),
     charged=st.decimals(0, 10**12, places=9, allow_nan=False),
     markup=st.decimals(1, 999, places=6, allow_nan=False),
 )
 async def test_a_keys_limit_is_what_was_charged_and_what_is_left_by_the_markup_rounded_down(
-    database: Database, available: int, held: int, charged: object, markup: object
+    database: Database, available: int, held: int, owed: int, remainder: Decimal, charged: Decimal, markup: Decimal
 ) -> None:
     user_id = await open_account(database)
     await database.run(
@@ -295,11 +298,11 @@ async def test_a_keys_limit_is_what_was_charged_and_what_is_left_by_the_markup_r
     await database.run("update public.plans set markup = %s", (markup,))
     await database.run(
         "update public.credit_accounts set available_micros = %s, held_micros = %s, leaving_micros = 7,"
-        " receivable_micros = 9 where user_id = %s",
-        (available, held, user_id),
+        " receivable_micros = 9, debt_micros = %s, remainder_micros = %s where user_id = %s",
+        (available, held, owed, remainder, user_id),
     )
-    exact = Fraction(str(charged)) + Fraction(available + held) / Fraction(str(markup))
-    assert await key_limit(database, user_id) == (math.floor(exact), False)
+    exact = Fraction(charged) + (available + held - owed - Fraction(remainder)) / Fraction(markup)
+    assert await key_limit(database, user_id) == (max(math.floor(exact), 0), False)
 
 
 async def test_a_quotient_just_below_a_micro_dollar_is_not_rounded_up(database: Database, user_id: uuid.UUID) -> None:
