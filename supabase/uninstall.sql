@@ -13,9 +13,9 @@ declare
     'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',
     'get_my_account', 'reveal_key', 'get_doorkey_health', 'request_key_rotation', 'preview_backfill', 'backfill_users',
     'get_backfill_progress', 'get_doorkey_connection', 'store_doorkey_connection', 'count_sealed_secrets',
-    'list_sealed_secrets', 'reseal_secrets'];
+    'list_sealed_secrets', 'reseal_secrets', 'reserve_credits', 'settle_credits', 'release_credits', 'expire_holds'];
   c_public_tables constant text[] := array['plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys'];
-  c_kept_tables constant text[] := c_public_tables || array['ledger_entries', 'credit_lots', 'audit_log'];
+  c_kept_tables constant text[] := c_public_tables || array['ledger_entries', 'credit_lots', 'credit_holds', 'audit_log'];
   c_profile_columns constant text[] := array[
     'openrouter_key_name', 'openrouter_key_limit', 'openrouter_provisioning_status'];
   c_own_profile constant text[] := c_profile_columns || array['id', 'email', 'full_name', 'created_at', 'updated_at'];
@@ -79,7 +79,7 @@ begin
     from pg_catalog.pg_type as t
     left join pg_catalog.pg_class as c on c.oid = t.typrelid
    where t.typnamespace = 'doorkey'::regnamespace and (t.typtype = 'e' or c.relkind = 'c')
-     and not (v_keeps_ledger and t.typname = 'ledger_account');
+     and not (v_keeps_ledger and t.typname in ('ledger_account', 'hold_state'));
   if v_names is not null then
     execute 'drop type ' || v_names;
   end if;

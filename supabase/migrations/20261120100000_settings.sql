@@ -21,14 +21,14 @@ begin
   select string_agg(format('public.%I', n.name), ', ') into v_taken
     from unnest(array[
            'plans', 'credit_accounts', 'credit_accounts_plan', 'credit_transactions', 'credit_transactions_once',
-           'credit_transactions_user', 'reserve_credits', 'settle_credits', 'release_credits', 'expire_holds',
-           'openrouter_user_keys', 'openrouter_user_keys_one_live',
+           'credit_transactions_user', 'openrouter_user_keys', 'openrouter_user_keys_one_live',
            'openrouter_user_keys_one_retiring', 'openrouter_user_keys_user',
            'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
            'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',
            'get_my_account', 'reveal_key', 'get_doorkey_health', 'request_key_rotation', 'preview_backfill', 'backfill_users',
            'get_backfill_progress', 'get_doorkey_connection', 'store_doorkey_connection', 'count_sealed_secrets',
-           'list_sealed_secrets', 'reseal_secrets']) as n (name)
+           'list_sealed_secrets', 'reseal_secrets', 'reserve_credits', 'settle_credits', 'release_credits', 'expire_holds'
+         ]) as n (name)
    where to_regclass(format('public.%I', n.name)) is not null
       or exists (select from pg_catalog.pg_proc as p
                   where p.pronamespace = 'public'::regnamespace and p.proname = n.name);

@@ -17,10 +17,11 @@ from infra.local.stack import CHECKOUT
 from tests.database.catalog import Catalog
 from tests.database.declared_grants import declared_grants
 from tests.database.test_host_safety import HOSTS, install_beside
+from tests.support.credit_doors import Credits
 from tests.support.databases import MIGRATIONS, Database, Row
 from tests.support.doors import Doors, wait_until_blocked
 
-INTERNAL = {"ledger_entries", "credit_lots", "audit_log"}
+INTERNAL = {"ledger_entries", "credit_lots", "credit_holds", "audit_log"}
 KEPT = {"plans", "credit_accounts", "credit_transactions", "openrouter_user_keys"} | INTERNAL
 BUSY_HOST = (
     HOSTS["stock"].setup
@@ -86,10 +87,13 @@ async def money(database: Database, schema: str) -> dict[str, list[Row]]:
 
 
 async def lived_in(database: Database) -> Doors:
-    """People in several states, and an update and a deletion."""
-    doors = Doors(database)
+    """People in several states, with a call under way and one that was charged, and an update and a deletion."""
+    doors, credit_doors = Doors(database), Credits(database)
     for _ in range(3):
-        await doors.make_ready(await database.insert_user())
+        caller = await database.insert_user()
+        await doors.make_ready(caller)
+        await credit_doors.reserve(caller, 100)
+        await credit_doors.settle((await credit_doors.reserve(caller, 100))["hold_id"], 70)
     await database.insert_user(confirmed=False)
     gone = await database.insert_user()
     await doors.make_ready(gone)
