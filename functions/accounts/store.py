@@ -11,8 +11,13 @@ from functions.kit.errors import KeyDisabled, NoKey, RotatedTooOften
 from functions.web.sessions import Session
 
 GET_MY_ACCOUNT = Rpc("get_my_account", (), "authenticated")
-REVEAL_KEY = Rpc("reveal_key", ("user_id", "request_id"), "service_role")
-REQUEST_ROTATION = Rpc("request_key_rotation", ("user_id", "grace_seconds", "request_id"), "service_role")
+REVEAL_KEY = Rpc("reveal_key", ("user_id", "request_id"), "service_role", own_door="reveal_my_key")
+REQUEST_ROTATION = Rpc(
+    "request_key_rotation",
+    ("user_id", "grace_seconds", "request_id"),
+    "service_role",
+    own_door="request_my_key_rotation",
+)
 
 
 @dataclass(frozen=True, repr=False)

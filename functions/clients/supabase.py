@@ -98,11 +98,14 @@ class Rpc:
         name: of the function in `public`.
         arguments: their names, all of them; scalars and arrays only.
         role: who may call it, and so whose credentials carry the call.
+        own_door: the person's own way to the same, when the service key is rejected; None: there is none. It takes
+            the same arguments but `user_id`, and the proof of a function of ours (proofs.py).
     """
 
     name: str
     arguments: tuple[str, ...]
     role: Literal["service_role", "authenticated"]
+    own_door: str | None = None
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,15 @@ RESERVE = Rpc(
     "reserve_credits",
     ("user_id", "amount_micros", "ttl_seconds", "idempotency_key", "key_hash", "request_id"),
     "service_role",
+    own_door="reserve_my_credits",
 )
 SETTLE = Rpc(
-    "settle_credits", ("hold_id", "cost_micros", "provider", "model", "generation_id", "request_id"), "service_role"
+    "settle_credits",
+    ("hold_id", "cost_micros", "provider", "model", "generation_id", "request_id"),
+    "service_role",
+    own_door="settle_my_hold",
 )
-RELEASE = Rpc("release_credits", ("hold_id", "request_id"), "service_role")
+RELEASE = Rpc("release_credits", ("hold_id", "request_id"), "service_role", own_door="release_my_hold")
 EXPIRE_HOLDS = Rpc("expire_holds", ("expired_rows", "request_id"), "service_role")
 
 _REFUSALS: tuple[type[DoorkeyError], ...] = (
@@ -159,8 +163,9 @@ async def settle(
         SETTLE,
         {
             "hold_id": str(hold_id),
-            # As text: a JSON number would pass through somebody's binary fractions.
-            "cost_micros": str(cost_micros),
+            # As text: a JSON number would pass through somebody's binary fractions. And without an exponent: a proof is
+            # over what Postgres writes. (Its zero has no sign.)
+            "cost_micros": format(abs(cost_micros) if cost_micros.is_zero() else cost_micros, "f"),
             "provider": provider,
             "model": model,
             "generation_id": generation_id,

@@ -11,7 +11,12 @@ from functions.clients.supabase import Rpc, Supabase
 from functions.provisioning.names import KeyName
 from functions.provisioning.states import KeyAction, KeyKind, ProvisioningState
 
-CLAIM = Rpc("claim_provisioning", ("user_id", "lease_seconds", "request_id"), "service_role")
+CLAIM = Rpc(
+    "claim_provisioning",
+    ("user_id", "lease_seconds", "request_id"),
+    "service_role",
+    own_door="claim_my_provisioning",
+)
 FINISH = Rpc(
     "finish_provisioning",
     (
@@ -25,28 +30,37 @@ FINISH = Rpc(
         "request_id",
     ),
     "service_role",
+    own_door="finish_my_provisioning",
 )
 FINISH_KEY_UPDATE = Rpc(
     "finish_key_update",
     ("user_id", "attempt", "key_hash", "limit_micros", "is_enabled", "usage_micros", "request_id"),
     "service_role",
+    own_door="finish_my_key_update",
 )
 FINISH_KEY_DELETION = Rpc(
     "finish_key_deletion",
     ("user_id", "attempt", "key_hash", "request_id"),
     "service_role",
+    own_door="finish_my_key_deletion",
 )
 DEFER = Rpc(
     "defer_provisioning",
     ("user_id", "attempt", "error", "delay_seconds", "gives_up", "is_outage", "request_id"),
     "service_role",
+    own_door="defer_my_provisioning",
 )
-HOLD = Rpc("hold_provisioning", ("user_id", "attempt", "error", "request_id"), "service_role")
+HOLD = Rpc(
+    "hold_provisioning",
+    ("user_id", "attempt", "error", "request_id"),
+    "service_role",
+    own_door="hold_my_provisioning",
+)
 REDRIVE = Rpc("redrive_provisioning", ("user_id", "error", "redriven_rows", "request_id"), "service_role")
 START_SWEEP = Rpc("start_sweep", ("users",), "service_role")
 LIST_DUE = Rpc("list_due_provisioning", ("due_rows",), "service_role")
 CLASSIFY_KEYS = Rpc("classify_keys", ("key_hashes", "user_ids", "attempts"), "service_role")
-RECHECK_KEY = Rpc("recheck_key", ("user_id", "request_id"), "service_role")
+RECHECK_KEY = Rpc("recheck_key", ("user_id", "request_id"), "service_role", own_door="recheck_my_key")
 _OLD_USERS = ("after", "user_id", "created_since", "created_before", "users")
 PREVIEW_BACKFILL = Rpc("preview_backfill", _OLD_USERS, "service_role")
 BACKFILL = Rpc("backfill_users", (*_OLD_USERS, "per_hour", "request_id"), "service_role")
