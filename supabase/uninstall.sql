@@ -13,7 +13,10 @@ declare
     'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',
     'get_my_account', 'reveal_key', 'get_doorkey_health', 'request_key_rotation', 'preview_backfill', 'backfill_users',
     'get_backfill_progress', 'get_doorkey_connection', 'store_doorkey_connection', 'count_sealed_secrets',
-    'list_sealed_secrets', 'reseal_secrets', 'reserve_credits', 'settle_credits', 'release_credits', 'expire_holds'];
+    'list_sealed_secrets', 'reseal_secrets', 'reserve_credits', 'settle_credits', 'release_credits', 'expire_holds',
+    'claim_my_provisioning', 'finish_my_provisioning', 'finish_my_key_update', 'finish_my_key_deletion',
+    'defer_my_provisioning', 'hold_my_provisioning', 'recheck_my_key', 'reveal_my_key', 'request_my_key_rotation',
+    'reserve_my_credits', 'settle_my_hold', 'release_my_hold', 'list_my_transactions', 'create_my_profile'];
   c_public_tables constant text[] := array['plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys'];
   c_kept_tables constant text[] := c_public_tables || array['ledger_entries', 'credit_lots', 'credit_holds', 'audit_log'];
   c_profile_columns constant text[] := array[

@@ -18,6 +18,8 @@ REQUEST_ROTATION = Rpc(
     "service_role",
     own_door="request_my_key_rotation",
 )
+LIST_MY_TRANSACTIONS = Rpc("list_my_transactions", ("before", "transaction_rows"), "authenticated")
+CREATE_MY_PROFILE = Rpc("create_my_profile", (), "authenticated")
 
 
 @dataclass(frozen=True, repr=False)

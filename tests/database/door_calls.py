@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from tests.database.declared_grants import COLUMNS, FUNCTIONS, TABLES
+from tests.support.own_doors import SAMPLES
 
 NOBODY = uuid.UUID("00000000-0000-4000-8000-000000000000")
 
@@ -77,7 +78,7 @@ class Call:
     Attributes:
         arguments: by position.
         answer: `account`: the caller's own; `health`, `progress`: a report; `rows`: some; `nothing`: no rows;
-            `null`: no value; else a refusal of REFUSALS.
+            `null`: no value; `true`: that; else a refusal of REFUSALS.
     """
 
     arguments: tuple[object, ...]
@@ -93,7 +94,9 @@ class Call:
         "webhook_url_invalid",
         "profile_not_found",
         "hold_not_found",
+        "proof_invalid",
         "null",
+        "true",
     ]
 
 
@@ -105,10 +108,13 @@ REFUSALS = {
     "webhook_url_invalid": 422,
     "profile_not_found": 404,
     "hold_not_found": 404,
+    "proof_invalid": 403,
 }
 
 _CALLS = {
     "my_account": Call((), "account"),
+    "my_transactions": Call((None, 10), "rows"),
+    "create_my_profile": Call((), "true"),
     "claim_provisioning": Call((NOBODY, 60, "door"), "nothing"),
     "finish_provisioning": Call((NOBODY, 1, "0" * 64, "door", None, 1, "v1.k1.AAAA", "door"), "lease_lost"),
     "finish_key_update": Call((NOBODY, 1, "0" * 64, 1, True, 0, "door"), "lease_lost"),
@@ -138,9 +144,14 @@ _CALLS = {
     "release_credits": Call((NOBODY, "door"), "hold_not_found"),
     "expire_holds": Call((0, "door"), "page_out_of_range"),
 }
+# By hand, the doors that want a proof open to nobody.
+_CALLS |= {
+    door: Call((*arguments.values(), "door", 0, "v1,door"), "proof_invalid") for door, arguments in SAMPLES.items()
+}
 # Those whose public name is another.
 _CALLS |= {
     "get_my_account": _CALLS["my_account"],
+    "list_my_transactions": _CALLS["my_transactions"],
     "get_doorkey_health": _CALLS["health"],
     "get_backfill_progress": _CALLS["backfill_progress"],
     "get_doorkey_connection": _CALLS["connection"],

@@ -164,8 +164,8 @@ async def assert_answer(connection: Connection, statement: str, call: Call, user
         assert rows
         return
     ((answer,),) = (tuple(row.values()) for row in rows)
-    if call.answer == "null":
-        assert answer is None
+    if call.answer in ("null", "true"):
+        assert answer is (True if call.answer == "true" else None)
         return
     if call.answer == "account":
         assert answer["user_id"] == str(user_id)

@@ -14,15 +14,21 @@ from tests.support.databases import Database
 
 STORES = sorted((CHECKOUT / "functions").glob("*/store.py"))
 CALLERS = ("anon", "authenticated", "service_role")
+# What an own door takes besides.
+PROOF = ("proof_id", "proof_expires_at", "proof")
 
 
 def declared_rpcs() -> list[Rpc]:
-    """Every `Rpc` in a store."""
+    """Every `Rpc` in a store, and every own door as the call that it is."""
     found = []
     for path in STORES:
         module = importlib.import_module(".".join(path.relative_to(CHECKOUT).with_suffix("").parts))
         found += [value for value in vars(module).values() if isinstance(value, Rpc)]
-    return found
+    return found + [
+        Rpc(rpc.own_door, (*(name for name in rpc.arguments if name != "user_id"), *PROOF), "authenticated")
+        for rpc in found
+        if rpc.own_door is not None
+    ]
 
 
 def test_stores_declare_rpcs() -> None:

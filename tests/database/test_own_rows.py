@@ -1,0 +1,220 @@
+"""What somebody signed in can do with their own token by hand: see what is theirs, and change nothing of it.
+
+The doors that want a proof are tried in test_own_doors.py, and who may use which object at all in test_doors.py. Here
+is what people would try who want more than they have.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import psycopg
+import pytest
+
+from tests.database.declared_grants import TABLES
+from tests.database.test_own_doors import state_of
+from tests.support.credit_doors import Credits
+from tests.support.databases import Database
+from tests.support.doors import Doors, refused
+from tests.support.environment import WEBHOOK_SECRET
+from tests.support.own_doors import OwnDoors
+
+HIDDEN = [table for table in TABLES if table.startswith("doorkey.")]
+# With %(me)s and %(other)s: whose token it is, and somebody else.
+TRIED = {
+    "granting": "select doorkey.grant_credits(%(me)s, 'bonus', 1000, 'mine', 'mine', 'me', null, 'r')",
+    "granting without a trace": "select doorkey.post_grant(%(me)s, 'bonus', 1, 'm', 'm', 'me', null, 1::smallint, 'r')",
+    "the welcome once more": "select doorkey.welcome(%(me)s, 'me', 'r')",
+    "a transaction": "insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason,"
+    " actor) values (%(me)s, 'bonus', 1000, 'mine', 'mine', 'me')",
+    "a lot": "update doorkey.credit_lots set remaining_micros = 1000000 where user_id = %(me)s",
+    "an entry": "insert into doorkey.ledger_entries values (1, 'available', 1000)",
+    "an account": "insert into public.credit_accounts (user_id, plan_id) values (%(me)s, 'trial')",
+    "the plan": "update public.credit_accounts set plan_id = 'unlimited' where user_id = %(me)s",
+    "what the plan allows": "update public.plans set is_uncapped = true",
+    "the balance": "update public.credit_accounts set available_micros = 1000000 where user_id = %(me)s",
+    "the debt": "update public.credit_accounts set debt_micros = 0 where user_id = %(me)s",
+    "the key's limit": "update public.openrouter_user_keys set limit_micros = null where user_id = %(me)s",
+    "the key's status": "update public.openrouter_user_keys set status = 'active' where user_id = %(me)s",
+    "a key of one's own": "insert into public.openrouter_user_keys (key_hash, user_id, key_name, attempt)"
+    " values (repeat('a', 64), %(me)s, 'mine', 7)",
+    "the limit on the profile": "update public.profiles set openrouter_key_limit = 1000 where id = %(me)s",
+    "the status on the profile": "update public.profiles set openrouter_provisioning_status = 'active'",
+    "a profile for somebody else": "insert into public.profiles (id) values (%(other)s)",
+    "the state": "update doorkey.provisioning set state = 'due', failures = 0 where user_id = %(me)s",
+    "a wish": "select doorkey.want(%(me)s)",
+    "enrolling somebody": "select doorkey.enrol(%(other)s)",
+    "closing a hold": "update doorkey.credit_holds set held_micros = 0 where user_id = %(me)s",
+    "forgetting a proof": "delete from doorkey.used_proofs",
+    "signing a proof": "select doorkey.sign_proof('whsec_', array['doorkey.proof'])",
+    "using a proof": "select doorkey.use_proof('reveal_my_key', array['r'], 'p', 0, '')",
+    "another secret": "update doorkey.settings set webhook_secret = null",
+    "claiming as a server": "select * from public.claim_provisioning(%(me)s, 60, 'r')",
+    "claiming for somebody else": "select * from public.claim_provisioning(%(other)s, 60, 'r')",
+    "claiming behind the door": "select * from doorkey.claim_provisioning(%(me)s, 60, 'r')",
+    "finishing as a server": "select public.finish_provisioning(%(me)s, 1, repeat('a', 64), 'mine', null, 1, 's', 'r')",
+    "reserving for somebody else": "select * from public.reserve_credits(%(other)s, 1, 60, 'mine', null, 'r')",
+    "settling as a server": "select * from public.settle_credits(%(hold)s, 0, 'p', 'm', 'g', 'r')",
+    "settling behind the door": "select * from doorkey.settle_hold(%(me)s, %(hold)s, 0, 'p', 'm', 'g', 'r')",
+    "releasing behind the door": "select doorkey.release_hold(%(me)s, %(hold)s, 'r')",
+    "somebody else's secret": "select * from public.reveal_key(%(other)s, 'r')",
+    "somebody else's account": "select doorkey.account_of(%(other)s)",
+}
+
+
+@pytest.fixture
+async def people(database: Database) -> tuple[OwnDoors, OwnDoors]:
+    """Two with a key and a call under way."""
+    await database.run("update doorkey.settings set webhook_secret = %s", (WEBHOOK_SECRET,))
+    found = []
+    for _ in range(2):
+        own = OwnDoors(database, await database.insert_user(metadata={"full_name": "Ann"}))
+        await Doors(database).make_ready(own.user_id)
+        await own.reserve(100, f"of {own.user_id}")
+        found.append(own)
+    return found[0], found[1]
+
+
+async def is_refused(own: OwnDoors, statement: str, parameters: dict[str, uuid.UUID]) -> bool:
+    """Whether Postgres says that it is not theirs to do. Any other refusal would say that they got in."""
+    async with own.database.acting_as("authenticated", own.user_id) as connection:
+        try:
+            await connection.execute(statement, parameters)
+        except psycopg.errors.InsufficientPrivilege:
+            return True
+        return False
+
+
+async def test_by_hand_nobody_gets_more_than_is_theirs(people: tuple[OwnDoors, OwnDoors]) -> None:
+    me, other = people
+    hold_id = await me.database.value("select id from doorkey.credit_holds where user_id = %s", (me.user_id,))
+    before = await state_of(me.database)
+    tried = TRIED | {f"reading {table}": f"select 1 from {table}" for table in HIDDEN}
+    parameters = {"me": me.user_id, "other": other.user_id, "hold": hold_id}
+    done = [name for name, statement in tried.items() if not await is_refused(me, statement, parameters)]
+    assert not done
+    assert await state_of(me.database) == before
+
+
+async def test_an_own_door_takes_no_other_user(people: tuple[OwnDoors, OwnDoors]) -> None:
+    me, other = people
+    arguments = {"user_id": other.user_id, "lease_seconds": 60, "request_id": "r"}
+    with pytest.raises(psycopg.errors.UndefinedFunction):
+        await me.call("claim_my_provisioning", arguments, me.proof("claim_my_provisioning", {}))
+
+
+@pytest.mark.parametrize(
+    ("table", "person"),
+    [
+        ("public.profiles", "id"),
+        ("public.credit_accounts", "user_id"),
+        ("public.credit_transactions", "user_id"),
+        ("public.openrouter_user_keys", "user_id"),
+    ],
+)
+async def test_nobody_reads_anybody_elses_rows(people: tuple[OwnDoors, OwnDoors], table: str, person: str) -> None:
+    me, _ = people
+    async with me.database.acting_as("authenticated", me.user_id) as connection:
+        rows = await (await connection.execute(f"select distinct {person} as whose from {table}")).fetchall()
+    assert rows == [{"whose": me.user_id}]
+
+
+# What happened to one's credits
+
+
+async def listed(own: OwnDoors, before: int | None, rows: int | None) -> list[tuple[int, str]]:
+    async with own.database.acting_as("authenticated", own.user_id) as connection:
+        found = await connection.execute("select * from public.list_my_transactions(%s, %s)", (before, rows))
+        return [(row["id"], row["type"]) for row in await found.fetchall()]
+
+
+async def test_ones_transactions_are_listed_newest_first_page_by_page(people: tuple[OwnDoors, OwnDoors]) -> None:
+    me, other = people
+    await other.reserve(100, "between")
+    await Doors(me.database).grant(me.user_id, 10, "more")
+    everything = await me.database.rows(
+        "select id, type from public.credit_transactions where user_id = %s order by id desc", (me.user_id,)
+    )
+    expected = [(row["id"], row["type"]) for row in everything]
+    assert [kind for _, kind in expected] == ["bonus", "hold", "bonus"]
+    assert await listed(me, None, 1000) == expected
+    pages, before = [], None
+    while page := await listed(me, before, 1):
+        pages += page
+        before = page[-1][0]
+    assert pages == expected
+    for rows in (None, 0, 1001):
+        with refused("PT422", "page_out_of_range"):
+            await listed(me, None, rows)
+
+
+# One's own profile
+
+
+async def created(own: OwnDoors) -> bool:
+    async with own.database.acting_as("authenticated", own.user_id) as connection:
+        (row,) = await (await connection.execute("select public.create_my_profile() as is_there")).fetchall()
+        return bool(row["is_there"])
+
+
+async def test_whom_the_trigger_missed_can_make_their_own_profile_and_no_others(
+    people: tuple[OwnDoors, OwnDoors],
+) -> None:
+    me, other = people
+    theirs = "select * from public.profiles where id = %s"
+    (before,) = await me.database.rows(theirs, (me.user_id,))
+    await me.database.run("delete from public.profiles")
+    await me.database.run("delete from doorkey.provisioning where user_id = %s", (me.user_id,))
+    assert [await created(me) for _ in range(2)] == [True, True]
+    (after,) = await me.database.rows(theirs, (me.user_id,))
+    assert (after["email"], after["full_name"]) == (before["email"], "Ann")
+    assert (after["openrouter_provisioning_status"], after["openrouter_key_limit"]) == ("pending", None)
+    assert await Doors(me.database).state(me.user_id) == "due"
+    assert await me.database.rows(theirs, (other.user_id,)) == []
+
+
+async def test_a_profile_that_is_there_stays_as_it_is(people: tuple[OwnDoors, OwnDoors]) -> None:
+    me, _ = people
+    before = await state_of(me.database)
+    assert await created(me)
+    assert await state_of(me.database) == before
+
+
+async def test_users_from_before_and_users_who_are_gone_get_no_profile(database: Database) -> None:
+    old, gone = [OwnDoors(database, await database.insert_user()) for _ in range(2)]
+    await database.run("delete from public.profiles")
+    await database.run("delete from doorkey.provisioning")
+    await database.run("update auth.users set created_at = '2020-01-01' where id = %s", (old.user_id,))
+    await database.run("update auth.users set deleted_at = now() where id = %s", (gone.user_id,))
+    nobody = OwnDoors(database, uuid.uuid4())
+    assert [await created(own) for own in (old, gone, nobody)] == [False, False, False]
+    assert await database.value("select count(*) from public.profiles") == 0
+
+
+async def test_a_hosts_own_profiles_keep_their_own_rules(hosted_database: Database) -> None:
+    await hosted_database.run(
+        "create table public.profiles (id uuid primary key, nickname text not null)", role="postgres"
+    )
+    await hosted_database.migrate()
+    me = OwnDoors(hosted_database, await hosted_database.insert_user())
+    assert not await created(me)
+    await hosted_database.run("update doorkey.settings set fills_host_profiles = true")
+    assert not await created(me)
+    await hosted_database.run("alter table public.profiles alter column nickname drop not null", role="postgres")
+    assert await created(me)
+
+
+# Proofs are forgotten
+
+
+async def test_a_sweep_forgets_proofs_that_have_expired_and_no_others(people: tuple[OwnDoors, OwnDoors]) -> None:
+    me, other = people
+    await me.database.run(
+        "insert into doorkey.used_proofs values ('old', now() - interval '2 min'), ('new', now() - interval '30 s')"
+    )
+    async with me.database.acting_as("service_role") as service:
+        await service.execute("select public.start_sweep(10)")
+    left = await me.database.rows("select proof_id from doorkey.used_proofs")
+    assert len(left) == 3
+    assert "old" not in {row["proof_id"] for row in left}
+    assert await Credits(me.database).balances(other.user_id) == (5_000_000 - 100, 100, 0)
