@@ -596,6 +596,20 @@ alter table "doorkey"."settings"
 
 create index settings_default_plan on doorkey.settings using btree (default_plan_id);
 
+-- doorkey.used_proofs
+
+create table "doorkey"."used_proofs" (
+  "proof_id"   text                     not null,
+  "expires_at" timestamp with time zone not null,
+  constraint "used_proofs_pkey" primary key (proof_id),
+  constraint "used_proofs_proof_id_check" check (((length(proof_id) >= 1) AND (length(proof_id) <= 100)))
+);
+
+alter table "doorkey"."used_proofs"
+  enable row level security;
+
+create index used_proofs_expired on doorkey.used_proofs using btree (expires_at);
+
 -- auth.users
 
 create trigger zz_doorkey_user_created
@@ -637,6 +651,24 @@ create or replace function public.backfill_users (
 revoke all on function "public"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) from public;
 
 grant execute on function "public"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) to "service_role";
+
+-- public.claim_my_provisioning
+
+create or replace function public.claim_my_provisioning (
+  lease_seconds    integer,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns SETOF doorkey.provisioning_claim
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.claim_my_provisioning($1, $2, $3, $4, $5); $function$;
+
+revoke all on function "public"."claim_my_provisioning"(integer, text, text, bigint, text) from public;
+
+grant execute on function "public"."claim_my_provisioning"(integer, text, text, bigint, text) to "authenticated";
 
 -- public.claim_provisioning
 
@@ -689,6 +721,40 @@ create or replace function public.count_sealed_secrets()
 revoke all on function "public"."count_sealed_secrets"() from public;
 
 grant execute on function "public"."count_sealed_secrets"() to "service_role";
+
+-- public.create_my_profile
+
+create or replace function public.create_my_profile()
+  returns boolean
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.create_my_profile(); $function$;
+
+revoke all on function "public"."create_my_profile"() from public;
+
+grant execute on function "public"."create_my_profile"() to "authenticated";
+
+-- public.defer_my_provisioning
+
+create or replace function public.defer_my_provisioning (
+  attempt          integer,
+  error            text,
+  delay_seconds    integer,
+  gives_up         boolean,
+  is_outage        boolean,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.defer_my_provisioning($1, $2, $3, $4, $5, $6, $7, $8, $9); $function$;
+
+revoke all on function "public"."defer_my_provisioning"(integer, text, integer, boolean, boolean, text, text, bigint, text) from public;
+
+grant execute on function "public"."defer_my_provisioning"(integer, text, integer, boolean, boolean, text, text, bigint, text) to "authenticated";
 
 -- public.defer_provisioning
 
@@ -761,6 +827,70 @@ create or replace function public.finish_key_update (
 revoke all on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) from public;
 
 grant execute on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) to "service_role";
+
+-- public.finish_my_key_deletion
+
+create or replace function public.finish_my_key_deletion (
+  attempt          integer,
+  key_hash         text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.finish_my_key_deletion($1, $2, $3, $4, $5, $6); $function$;
+
+revoke all on function "public"."finish_my_key_deletion"(integer, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."finish_my_key_deletion"(integer, text, text, text, bigint, text) to "authenticated";
+
+-- public.finish_my_key_update
+
+create or replace function public.finish_my_key_update (
+  attempt          integer,
+  key_hash         text,
+  limit_micros     bigint,
+  is_enabled       boolean,
+  usage_micros     bigint,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.finish_my_key_update($1, $2, $3, $4, $5, $6, $7, $8, $9); $function$;
+
+revoke all on function "public"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) from public;
+
+grant execute on function "public"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) to "authenticated";
+
+-- public.finish_my_provisioning
+
+create or replace function public.finish_my_provisioning (
+  attempt          integer,
+  key_hash         text,
+  key_name         text,
+  key_label        text,
+  limit_micros     bigint,
+  sealed_secret    text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.finish_my_provisioning($1, $2, $3, $4, $5, $6, $7, $8, $9, $10); $function$;
+
+revoke all on function "public"."finish_my_provisioning"(integer, text, text, text, bigint, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."finish_my_provisioning"(integer, text, text, text, bigint, text, text, text, bigint, text) to "authenticated";
 
 -- public.finish_provisioning
 
@@ -854,6 +984,25 @@ revoke all on function "public"."get_my_account"() from public;
 
 grant execute on function "public"."get_my_account"() to "authenticated";
 
+-- public.hold_my_provisioning
+
+create or replace function public.hold_my_provisioning (
+  attempt          integer,
+  error            text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.hold_my_provisioning($1, $2, $3, $4, $5, $6); $function$;
+
+revoke all on function "public"."hold_my_provisioning"(integer, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."hold_my_provisioning"(integer, text, text, text, bigint, text) to "authenticated";
+
 -- public.hold_provisioning
 
 create or replace function public.hold_provisioning (
@@ -885,6 +1034,30 @@ create or replace function public.list_due_provisioning (
 revoke all on function "public"."list_due_provisioning"(integer) from public;
 
 grant execute on function "public"."list_due_provisioning"(integer) to "service_role";
+
+-- public.list_my_transactions
+
+create or replace function public.list_my_transactions (
+  before           bigint,
+  transaction_rows integer
+)
+  returns table (
+    id            bigint,
+    type          text,
+    amount_micros bigint,
+    reason        text,
+    provider      text,
+    model         text,
+    created_at    timestamp with time zone
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.my_transactions($1, $2); $function$;
+
+revoke all on function "public"."list_my_transactions"(bigint, integer) from public;
+
+grant execute on function "public"."list_my_transactions"(bigint, integer) to "authenticated";
 
 -- public.list_sealed_secrets
 
@@ -948,6 +1121,23 @@ revoke all on function "public"."recheck_key"(uuid, text) from public;
 
 grant execute on function "public"."recheck_key"(uuid, text) to "service_role";
 
+-- public.recheck_my_key
+
+create or replace function public.recheck_my_key (
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.recheck_my_key($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."recheck_my_key"(text, text, bigint, text) from public;
+
+grant execute on function "public"."recheck_my_key"(text, text, bigint, text) to "authenticated";
+
 -- public.redrive_provisioning
 
 create or replace function public.redrive_provisioning (
@@ -980,6 +1170,24 @@ revoke all on function "public"."release_credits"(uuid, text) from public;
 
 grant execute on function "public"."release_credits"(uuid, text) to "service_role";
 
+-- public.release_my_hold
+
+create or replace function public.release_my_hold (
+  hold_id          uuid,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.release_my_hold($1, $2, $3, $4, $5); $function$;
+
+revoke all on function "public"."release_my_hold"(uuid, text, text, bigint, text) from public;
+
+grant execute on function "public"."release_my_hold"(uuid, text, text, bigint, text) to "authenticated";
+
 -- public.request_key_rotation
 
 create or replace function public.request_key_rotation (
@@ -995,6 +1203,24 @@ create or replace function public.request_key_rotation (
 revoke all on function "public"."request_key_rotation"(uuid, integer, text) from public;
 
 grant execute on function "public"."request_key_rotation"(uuid, integer, text) to "service_role";
+
+-- public.request_my_key_rotation
+
+create or replace function public.request_my_key_rotation (
+  grace_seconds    integer,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.request_my_key_rotation($1, $2, $3, $4, $5); $function$;
+
+revoke all on function "public"."request_my_key_rotation"(integer, text, text, bigint, text) from public;
+
+grant execute on function "public"."request_my_key_rotation"(integer, text, text, bigint, text) to "authenticated";
 
 -- public.reseal_secrets
 
@@ -1037,6 +1263,32 @@ revoke all on function "public"."reserve_credits"(uuid, bigint, integer, text, t
 
 grant execute on function "public"."reserve_credits"(uuid, bigint, integer, text, text, text) to "service_role";
 
+-- public.reserve_my_credits
+
+create or replace function public.reserve_my_credits (
+  amount_micros    bigint,
+  ttl_seconds      integer,
+  idempotency_key  text,
+  key_hash         text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns table (
+    hold_id                uuid,
+    bound_key_hash         text,
+    expires_at             timestamp with time zone,
+    available_after_micros bigint
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.reserve_my_credits($1, $2, $3, $4, $5, $6, $7, $8); $function$;
+
+revoke all on function "public"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) to "authenticated";
+
 -- public.reveal_key
 
 create or replace function public.reveal_key (
@@ -1054,6 +1306,26 @@ create or replace function public.reveal_key (
 revoke all on function "public"."reveal_key"(uuid, text) from public;
 
 grant execute on function "public"."reveal_key"(uuid, text) to "service_role";
+
+-- public.reveal_my_key
+
+create or replace function public.reveal_my_key (
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns table (
+    revealed_key_hash text,
+    sealed_secret     text
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.reveal_my_key($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."reveal_my_key"(text, text, bigint, text) from public;
+
+grant execute on function "public"."reveal_my_key"(text, text, bigint, text) to "authenticated";
 
 -- public.settle_credits
 
@@ -1076,6 +1348,31 @@ create or replace function public.settle_credits (
 revoke all on function "public"."settle_credits"(uuid, numeric, text, text, text, text) from public;
 
 grant execute on function "public"."settle_credits"(uuid, numeric, text, text, text, text) to "service_role";
+
+-- public.settle_my_hold
+
+create or replace function public.settle_my_hold (
+  hold_id          uuid,
+  cost_micros      numeric,
+  provider         text,
+  model            text,
+  generation_id    text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns table (
+    charged_micros bigint,
+    owed_micros    bigint
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.settle_my_hold($1, $2, $3, $4, $5, $6, $7, $8, $9); $function$;
+
+revoke all on function "public"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) to "authenticated";
 
 -- public.start_sweep
 
@@ -1448,6 +1745,32 @@ $function$;
 
 revoke all on function "doorkey"."check_proof"(text) from public;
 
+-- doorkey.claim_my_provisioning
+
+create or replace function doorkey.claim_my_provisioning (
+  p_lease_seconds    integer,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns SETOF doorkey.provisioning_claim
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select * from doorkey.claim_provisioning(
+    doorkey.use_proof(
+      'claim_my_provisioning',
+      array[p_lease_seconds::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_lease_seconds, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."claim_my_provisioning"(integer, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."claim_my_provisioning"(integer, text, text, bigint, text) to "authenticated";
+
 -- doorkey.claim_provisioning
 
 create or replace function doorkey.claim_provisioning (
@@ -1657,6 +1980,65 @@ $function$;
 revoke all on function "doorkey"."count_sealed_secrets"() from public;
 
 grant execute on function "doorkey"."count_sealed_secrets"() to "service_role";
+
+-- doorkey.create_my_profile
+
+create or replace function doorkey.create_my_profile()
+  returns boolean
+  language plpgsql
+  security definer
+  set search_path to ''
+  set lock_timeout to '2s'
+  AS $function$
+declare
+  v_user_id constant uuid := auth.uid();
+begin
+  if doorkey.enrol(v_user_id) is null then
+    return false;
+  end if;
+  if not exists (select from public.profiles as p where p.id = v_user_id) then
+    perform doorkey.fill_profile(v_user_id);
+  end if;
+  return exists (select from public.profiles as p where p.id = v_user_id);
+exception when others then
+  -- The host's own table, and the host's own rules.
+  return false;
+end
+$function$;
+
+revoke all on function "doorkey"."create_my_profile"() from public;
+
+grant execute on function "doorkey"."create_my_profile"() to "authenticated";
+
+-- doorkey.defer_my_provisioning
+
+create or replace function doorkey.defer_my_provisioning (
+  p_attempt          integer,
+  p_error            text,
+  p_delay_seconds    integer,
+  p_gives_up         boolean,
+  p_is_outage        boolean,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.defer_provisioning(
+    doorkey.use_proof(
+      'defer_my_provisioning',
+      array[p_attempt::text, p_error, p_delay_seconds::text, p_gives_up::text, p_is_outage::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_error, p_delay_seconds, p_gives_up, p_is_outage, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."defer_my_provisioning"(integer, text, integer, boolean, boolean, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."defer_my_provisioning"(integer, text, integer, boolean, boolean, text, text, bigint, text) to "authenticated";
 
 -- doorkey.defer_provisioning
 
@@ -2015,6 +2397,94 @@ revoke all on function "doorkey"."finish_key_update"(uuid, integer, text, bigint
 
 grant execute on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) to "service_role";
 
+-- doorkey.finish_my_key_deletion
+
+create or replace function doorkey.finish_my_key_deletion (
+  p_attempt          integer,
+  p_key_hash         text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.finish_key_deletion(
+    doorkey.use_proof(
+      'finish_my_key_deletion',
+      array[p_attempt::text, p_key_hash, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_key_hash, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."finish_my_key_deletion"(integer, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."finish_my_key_deletion"(integer, text, text, text, bigint, text) to "authenticated";
+
+-- doorkey.finish_my_key_update
+
+create or replace function doorkey.finish_my_key_update (
+  p_attempt          integer,
+  p_key_hash         text,
+  p_limit_micros     bigint,
+  p_is_enabled       boolean,
+  p_usage_micros     bigint,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.finish_key_update(
+    doorkey.use_proof(
+      'finish_my_key_update',
+      array[p_attempt::text, p_key_hash, p_limit_micros::text, p_is_enabled::text, p_usage_micros::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_key_hash, p_limit_micros, p_is_enabled, p_usage_micros, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) to "authenticated";
+
+-- doorkey.finish_my_provisioning
+
+create or replace function doorkey.finish_my_provisioning (
+  p_attempt          integer,
+  p_key_hash         text,
+  p_key_name         text,
+  p_key_label        text,
+  p_limit_micros     bigint,
+  p_sealed_secret    text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.finish_provisioning(
+    doorkey.use_proof(
+      'finish_my_provisioning',
+      array[p_attempt::text, p_key_hash, p_key_name, p_key_label, p_limit_micros::text, p_sealed_secret, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_key_hash, p_key_name, p_key_label, p_limit_micros, p_sealed_secret, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."finish_my_provisioning"(integer, text, text, text, bigint, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."finish_my_provisioning"(integer, text, text, text, bigint, text, text, text, bigint, text) to "authenticated";
+
 -- doorkey.finish_provisioning
 
 create or replace function doorkey.finish_provisioning (
@@ -2223,6 +2693,33 @@ end
 $function$;
 
 revoke all on function "doorkey"."hold_lease"(uuid, integer) from public;
+
+-- doorkey.hold_my_provisioning
+
+create or replace function doorkey.hold_my_provisioning (
+  p_attempt          integer,
+  p_error            text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.hold_provisioning(
+    doorkey.use_proof(
+      'hold_my_provisioning',
+      array[p_attempt::text, p_error, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_error, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."hold_my_provisioning"(integer, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."hold_my_provisioning"(integer, text, text, text, bigint, text) to "authenticated";
 
 -- doorkey.hold_provisioning
 
@@ -2515,6 +3012,42 @@ create or replace function doorkey.my_account()
 revoke all on function "doorkey"."my_account"() from public;
 
 grant execute on function "doorkey"."my_account"() to "authenticated";
+
+-- doorkey.my_transactions
+
+create or replace function doorkey.my_transactions (
+  p_before bigint,
+  p_rows   integer
+)
+  returns table (
+    id            bigint,
+    type          text,
+    amount_micros bigint,
+    reason        text,
+    provider      text,
+    model         text,
+    created_at    timestamp with time zone
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  return query
+    select t.id, t.type, t.amount_micros, t.reason, t.provider, t.model, t.created_at
+      from public.credit_transactions as t
+     where t.user_id = (select auth.uid()) and (p_before is null or t.id < p_before)
+     order by t.id desc limit p_rows;
+end
+$function$;
+
+revoke all on function "doorkey"."my_transactions"(bigint, integer) from public;
+
+grant execute on function "doorkey"."my_transactions"(bigint, integer) to "authenticated";
 
 -- doorkey.next_key_action
 
@@ -2982,6 +3515,31 @@ revoke all on function "doorkey"."recheck_key"(uuid, text) from public;
 
 grant execute on function "doorkey"."recheck_key"(uuid, text) to "service_role";
 
+-- doorkey.recheck_my_key
+
+create or replace function doorkey.recheck_my_key (
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.recheck_key(
+    doorkey.use_proof(
+      'recheck_my_key',
+      array[p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_request_id);
+$function$;
+
+revoke all on function "doorkey"."recheck_my_key"(text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."recheck_my_key"(text, text, bigint, text) to "authenticated";
+
 -- doorkey.redrive_provisioning
 
 create or replace function doorkey.redrive_provisioning (
@@ -3066,6 +3624,32 @@ revoke all on function "doorkey"."release_hold"(uuid, uuid, text) from public;
 
 grant execute on function "doorkey"."release_hold"(uuid, uuid, text) to "service_role";
 
+-- doorkey.release_my_hold
+
+create or replace function doorkey.release_my_hold (
+  p_hold_id          uuid,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.release_hold(
+    doorkey.use_proof(
+      'release_my_hold',
+      array[p_hold_id::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_hold_id, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."release_my_hold"(uuid, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."release_my_hold"(uuid, text, text, bigint, text) to "authenticated";
+
 -- doorkey.request_key_rotation
 
 create or replace function doorkey.request_key_rotation (
@@ -3120,6 +3704,32 @@ $function$;
 revoke all on function "doorkey"."request_key_rotation"(uuid, integer, text) from public;
 
 grant execute on function "doorkey"."request_key_rotation"(uuid, integer, text) to "service_role";
+
+-- doorkey.request_my_key_rotation
+
+create or replace function doorkey.request_my_key_rotation (
+  p_grace_seconds    integer,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.request_key_rotation(
+    doorkey.use_proof(
+      'request_my_key_rotation',
+      array[p_grace_seconds::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_grace_seconds, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."request_my_key_rotation"(integer, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."request_my_key_rotation"(integer, text, text, bigint, text) to "authenticated";
 
 -- doorkey.reseal_secrets
 
@@ -3235,6 +3845,40 @@ revoke all on function "doorkey"."reserve_credits"(uuid, bigint, integer, text, 
 
 grant execute on function "doorkey"."reserve_credits"(uuid, bigint, integer, text, text, text) to "service_role";
 
+-- doorkey.reserve_my_credits
+
+create or replace function doorkey.reserve_my_credits (
+  p_amount_micros    bigint,
+  p_ttl_seconds      integer,
+  p_idempotency_key  text,
+  p_key_hash         text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns table (
+    hold_id                uuid,
+    bound_key_hash         text,
+    expires_at             timestamp with time zone,
+    available_after_micros bigint
+  )
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select * from doorkey.reserve_credits(
+    doorkey.use_proof(
+      'reserve_my_credits',
+      array[p_amount_micros::text, p_ttl_seconds::text, p_idempotency_key, p_key_hash, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_amount_micros, p_ttl_seconds, p_idempotency_key, p_key_hash, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) to "authenticated";
+
 -- doorkey.reveal_key
 
 create or replace function doorkey.reveal_key (
@@ -3276,6 +3920,34 @@ $function$;
 revoke all on function "doorkey"."reveal_key"(uuid, text) from public;
 
 grant execute on function "doorkey"."reveal_key"(uuid, text) to "service_role";
+
+-- doorkey.reveal_my_key
+
+create or replace function doorkey.reveal_my_key (
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns table (
+    revealed_key_hash text,
+    sealed_secret     text
+  )
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select * from doorkey.reveal_key(
+    doorkey.use_proof(
+      'reveal_my_key',
+      array[p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_request_id);
+$function$;
+
+revoke all on function "doorkey"."reveal_my_key"(text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."reveal_my_key"(text, text, bigint, text) to "authenticated";
 
 -- doorkey.ring
 
@@ -3429,6 +4101,39 @@ revoke all on function "doorkey"."settle_hold"(uuid, uuid, numeric, text, text, 
 
 grant execute on function "doorkey"."settle_hold"(uuid, uuid, numeric, text, text, text, text) to "service_role";
 
+-- doorkey.settle_my_hold
+
+create or replace function doorkey.settle_my_hold (
+  p_hold_id          uuid,
+  p_cost_micros      numeric,
+  p_provider         text,
+  p_model            text,
+  p_generation_id    text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns table (
+    charged_micros bigint,
+    owed_micros    bigint
+  )
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select * from doorkey.settle_hold(
+    doorkey.use_proof(
+      'settle_my_hold',
+      array[p_hold_id::text, p_cost_micros::text, p_provider, p_model, p_generation_id, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_hold_id, p_cost_micros, p_provider, p_model, p_generation_id, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) to "authenticated";
+
 -- doorkey.show_on_profile
 
 create or replace function doorkey.show_on_profile (
@@ -3460,6 +4165,26 @@ end
 $function$;
 
 revoke all on function "doorkey"."show_on_profile"(uuid, text, text, bigint) from public;
+
+-- doorkey.sign_proof
+
+create or replace function doorkey.sign_proof (
+  p_secret text,
+  p_parts  text[]
+)
+  returns text
+  language sql
+  stable
+  set search_path to ''
+  AS $function$
+      select 'v1,' || encode(extensions.hmac(
+                 convert_to(
+                   string_agg(coalesce(octet_length(p.part) || ':' || p.part, '-') || ',', '' order by p.n), 'UTF8'),
+                 decode(substr(p_secret, 7), 'base64'), 'sha256'), 'base64')
+        from unnest(p_parts) with ordinality as p (part, n);
+    $function$;
+
+revoke all on function "doorkey"."sign_proof"(text, text[]) from public;
 
 -- doorkey.sign_webhook
 
@@ -3593,6 +4318,11 @@ begin
          heal_cursor = case when cardinality(v_rows) = p_users then v_rows[p_users] end,
          last_sweep_at = now();
   delete from doorkey.key_requests as r where r.requested_at < now() - interval '1 day';
+  -- A minute later than they expire: a call that looked just before is over by then.
+  delete from doorkey.used_proofs as u using (
+    select o.proof_id from doorkey.used_proofs as o where o.expires_at < now() - interval '1 minute'
+     order by o.expires_at limit 100000) as old
+   where u.proof_id = old.proof_id;
 
   with old as (
     select a.id from doorkey.audit_log as a
@@ -3696,6 +4426,52 @@ end
 $function$;
 
 revoke all on function "doorkey"."usable_key"(uuid, text) from public;
+
+-- doorkey.use_proof
+
+create or replace function doorkey.use_proof (
+  p_door             text,
+  p_arguments        text[],
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns uuid
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  c_max_signatures constant integer := 8;
+  c_max_seconds constant integer := 300;
+  v_user_id constant uuid := auth.uid();
+  v_expected constant text := doorkey.sign_proof(
+    (select s.webhook_secret from doorkey.settings as s),
+    array['doorkey.proof', p_door, v_user_id::text] || p_arguments || array[p_proof_id, p_proof_expires_at::text]);
+begin
+  -- No user would mean anybody's, to those behind the doors.
+  if v_user_id is null or not exists (
+    -- By their digests: how long it takes to compare those says nothing of the signatures.
+    select from unnest((string_to_array(p_proof, ' '))[:c_max_signatures]) as s (signature)
+     where doorkey.digest_secret(s.signature) = doorkey.digest_secret(v_expected)
+  ) then
+    raise sqlstate 'PT403' using message = 'proof_invalid',
+      hint = 'Only the functions of this installation can show it, with the secret that they share with the database.';
+  end if;
+  if p_proof_expires_at - extract(epoch from now()) not between 0 and c_max_seconds then
+    raise sqlstate 'PT403' using message = 'proof_expired',
+      hint = format('A proof holds for %s seconds at most. Do the clocks agree?', c_max_seconds);
+  end if;
+  insert into doorkey.used_proofs (proof_id, expires_at) values (p_proof_id, to_timestamp(p_proof_expires_at))
+  on conflict (proof_id) do nothing;
+  if not found then
+    raise sqlstate 'PT403' using message = 'proof_used', hint = 'A proof holds for one call.';
+  end if;
+  return v_user_id;
+end
+$function$;
+
+revoke all on function "doorkey"."use_proof"(text, text[], text, bigint, text) from public;
 
 -- doorkey.want
 

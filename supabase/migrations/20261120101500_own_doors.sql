@@ -52,6 +52,7 @@ declare
     (select s.webhook_secret from doorkey.settings as s),
     array['doorkey.proof', p_door, v_user_id::text] || p_arguments || array[p_proof_id, p_proof_expires_at::text]);
 begin
+  -- No user would mean anybody's, to those behind the doors.
   if v_user_id is null or not exists (
     -- By their digests: how long it takes to compare those says nothing of the signatures.
     select from unnest((string_to_array(p_proof, ' '))[:c_max_signatures]) as s (signature)

@@ -49,7 +49,7 @@ class Caller:
 
     async def row(self, door: str, **arguments: object) -> dict[str, Any]:
         """The row that it answers."""
-        answer = await self.call(door, **arguments)
+        answer = await self.call(door, None, **arguments)
         assert answer.status_code == 200, answer.text
         (row,) = answer.json()
         return dict(row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -315,12 +316,17 @@ async def test_only_a_hold_of_ones_own_can_be_closed(ready: OwnDoors) -> None:
     assert await Credits(ready.database).hold(uuid.UUID(hold_id)) == before
 
 
-async def test_a_token_without_a_person_opens_nothing(installed: Database) -> None:
-    arguments = SAMPLES["reveal_my_key"]
-    proof = OwnDoors(installed, uuid.UUID(int=0)).proof("reveal_my_key", arguments)
-    async with installed.acting_as("authenticated") as connection:
+async def test_a_token_without_a_person_opens_nothing(ready: OwnDoors) -> None:
+    """Not even with a proof for nobody: behind the door, nobody's hold would be anybody's."""
+    hold_id = str((await ready.reserve(100, "mine"))["hold_id"])
+    expires_at = int(time.time()) + 60
+    parts = ["doorkey.proof", "release_my_hold", None, hold_id, "r", "id", str(expires_at)]
+    proof = await ready.database.value("select doorkey.sign_proof(%s, %s)", (WEBHOOK_SECRET, parts))
+    async with ready.database.acting_as("authenticated") as connection:
         with refused("PT403", "proof_invalid"):
-            await connection.execute("select public.reveal_my_key(%s, %s, %s, %s)", ("r", *proof.values()))
+            await connection.execute(
+                "select public.release_my_hold(%s, 'r', 'id', %s, %s)", (hold_id, expires_at, proof)
+            )
 
 
 ODD_VALUES: list[Any] = [
