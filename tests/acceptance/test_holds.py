@@ -150,16 +150,19 @@ async def test_a_sweep_gives_back_what_expired_page_after_page_and_says_how_much
     monkeypatch.setattr(holds, "ROWS_PER_PAGE", 2)
     expired = [await expired_hold(scene, clients) for _ in range(3)]
     kept = await reserve(clients, scene.user_id, 1)
-    assert (await run_sweep(scene.stack))["expired_holds"] == 3
+    # More than a page; and those of other tests may be among them.
+    assert (await run_sweep(scene.stack))["expired_holds"] >= 3
     for hold, state in [*((hold, "expired") for hold in expired), (kept, "open")]:
         (row,) = await scene.sql("select state from doorkey.credit_holds where id = %s", hold.hold_id)
         assert row["state"] == state
 
 
 async def test_a_sweep_that_cannot_expire_holds_does_all_else(scene: Scene, clients: Clients) -> None:
-    await expired_hold(scene, clients)
+    hold = await expired_hold(scene, clients)
     await scene.sql("update doorkey.provisioning set state = 'due', due_at = now() where user_id = %s", scene.user_id)
     line = await run_sweep(scene.stack, Between(before=instead("expire_holds", 503)))
     assert (line["outcome"], line["expired_holds_error"]) == ("finished", "supabase_answer_lost")
     assert (await scene.row())["state"] == "ready"
-    assert (await run_sweep(scene.stack))["expired_holds"] == 1
+    assert (await run_sweep(scene.stack))["expired_holds"] >= 1
+    (row,) = await scene.sql("select state from doorkey.credit_holds where id = %s", hold.hold_id)
+    assert row["state"] == "expired"

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from functions.clients.proofs import PROOF_SECONDS, Argument, Proofs
@@ -51,6 +51,8 @@ def test_no_two_proofs_are_the_same() -> None:
 
 
 @given(one=ARGUMENTS, other=ARGUMENTS)
+@example(one=["a,b"], other=["a", "b"])
+@example(one=[None], other=["-"])
 def test_other_arguments_have_another_signature(one: list[Argument], other: list[Argument]) -> None:
     texts = [
         [None if a is None else str(a).lower() if isinstance(a, bool) else str(a) for a in x] for x in (one, other)
