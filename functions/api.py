@@ -17,9 +17,11 @@ from fastapi.security import HTTPBearer
 from mangum import Mangum
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 from functions.accounts import answers
-from functions.accounts.store import get_my_account, request_rotation, reveal_key
+from functions.accounts.arrivals import Arrivals, is_pending
+from functions.accounts.store import request_rotation, reveal_key
 from functions.clients.outside import Clients, build_clients
 from functions.health.checks import Check, check_all
 from functions.kit.errors import (
@@ -93,18 +95,16 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
     ) -> Session:
         return await sessions.verify(request.headers.get("authorization"))
 
-    async def own_account(session: Annotated[Session, Depends(current_session)]) -> dict[str, Any]:
-        account = await get_my_account(clients.supabase, session)
-        if account is None:
-            raise ProfileNotFound(str(session.user_id))
-        return account
+    provisioner = Provisioner.build(settings, clients)
+    arrivals = Arrivals(clients.supabase, provisioner)
+
+    async def own_account(session: Annotated[Session, Depends(current_session)], request: Request) -> dict[str, Any]:
+        return await arrivals.account(session, request_id=request.state.request_id)
 
     Account = Annotated[dict[str, Any], Depends(own_account)]  # noqa: N806  a type, used only here
-    provisioner = Provisioner.build(settings, clients)
 
     def not_yet(account: dict[str, Any], response: Response) -> answers.MyKey:
-        response.status_code = 202
-        response.headers["retry-after"] = str(PENDING_RETRY_SECONDS)
+        _ask_again(response)
         return answers.key_of(account, None)
 
     async def show_key(
@@ -112,14 +112,20 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
     ) -> answers.MyKey:
         if account["key"] is None:
             return not_yet(account, response)
-        sealed = await reveal_key(clients.supabase, session.user_id, request_id=request.state.request_id)
+        sealed = await reveal_key(clients.supabase, session, request_id=request.state.request_id)
         secret = None
         if sealed is not None and sealed.sealed_secret is not None:
             secret = provisioner.sealer.open(sealed.sealed_secret, user_id=session.user_id, key_hash=sealed.key_hash)
         return answers.key_of(account, secret)
 
-    @app.get("/v1/me", summary="Who I am, what I may spend, and where my key stands")
-    async def me(account: Account) -> answers.Me:
+    @app.get(
+        "/v1/me",
+        summary="Who I am, what I may spend, and where my key stands",
+        responses={202: {"model": answers.Me, "description": "The key is being made; this is what is known."}},
+    )
+    async def me(account: Account, response: Response) -> answers.Me:
+        if is_pending(account):
+            _ask_again(response)
         return answers.me_of(account)
 
     @app.get(
@@ -150,23 +156,34 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
         request_id = request.state.request_id
         await request_rotation(
             clients.supabase,
-            session.user_id,
+            session,
             grace_seconds=wish.grace_seconds if wish else None,
             request_id=request_id,
         )
-        await provisioner.provision(session.user_id, request_id=request_id)
-        account = await own_account(session)
+        await provisioner.provision(session.user_id, request_id=request_id, session=session)
+        account = await own_account(session, request)
         if account["provisioning"]["is_rotating"]:
             return not_yet(account, response)
         return await show_key(account, session, request, response)
 
-    @app.get("/v1/credits/balance", summary="What I may spend")
-    async def balance(account: Account) -> answers.Balance:
-        return _there(answers.balance_of(account))
+    no_credits_yet: dict[int | str, dict[str, Any]] = {
+        202: {"model": answers.Pending, "description": "The welcome credits are not granted yet."}
+    }
 
-    @app.get(LEGACY_BALANCE, summary="What I may spend, for older clients")
-    async def legacy_balance(account: Account) -> answers.LegacyBalance:
-        return _there(answers.legacy_balance_of(account))
+    @app.get(
+        "/v1/credits/balance", summary="What I may spend", responses=no_credits_yet, response_model=answers.Balance
+    )
+    async def balance(account: Account) -> answers.Balance | JSONResponse:
+        return _there(account, answers.balance_of(account))
+
+    @app.get(
+        LEGACY_BALANCE,
+        summary="What I may spend, for older clients",
+        responses=no_credits_yet,
+        response_model=answers.LegacyBalance,
+    )
+    async def legacy_balance(account: Account) -> answers.LegacyBalance | JSONResponse:
+        return _there(account, answers.legacy_balance_of(account))
 
     @app.post("/v1/auth/signup", summary="Sign up: passed on to Supabase Auth, whose answer comes back unchanged")
     async def sign_up(request: Request) -> Response:
@@ -204,10 +221,20 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
     return app
 
 
-def _there(answer: T | None) -> T:
-    if answer is None:
+def _ask_again(response: Response) -> None:
+    response.status_code = 202
+    response.headers["retry-after"] = str(PENDING_RETRY_SECONDS)
+
+
+def _there(account: dict[str, Any], answer: T | None) -> T | JSONResponse:
+    """The balance, which is right whatever becomes of the key; or when to ask again for it."""
+    if answer is not None:
+        return answer
+    if not is_pending(account):
         raise ProfileNotFound("no credits yet")
-    return answer
+    response = JSONResponse(answers.Pending(status="pending").model_dump())
+    _ask_again(response)
+    return response
 
 
 def _require_operator(request: Request, settings: Settings) -> None:

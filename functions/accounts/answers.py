@@ -82,6 +82,12 @@ class RotationWish(BaseModel):
     )
 
 
+class Pending(BaseModel):
+    """There is no balance yet: the account is being made. Ask again when Retry-After says."""
+
+    status: Literal["pending"]
+
+
 class LegacyBalance(BaseModel):
     """The balance in the form that older clients know."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from functions.clients.supabase import DatabaseRefused, Rpc, Supabase
 from functions.kit.errors import KeyDisabled, NoKey, RotatedTooOften
@@ -32,24 +31,25 @@ class SealedKey:
 
 async def get_my_account(database: Supabase, session: Session) -> dict[str, Any] | None:
     """Profile, credits, key and provisioning of the caller, under their own token; None: not served here."""
-    account: dict[str, Any] | None = await database.call(GET_MY_ACCOUNT, {}, user_token=session.token)
+    account: dict[str, Any] | None = await database.call(GET_MY_ACCOUNT, {}, session=session)
     return account
 
 
-async def reveal_key(database: Supabase, user_id: UUID, *, request_id: str) -> SealedKey | None:
-    """The sealed secret of the user's key, noted as shown; None: no key."""
-    rows = await database.call(REVEAL_KEY, {"user_id": str(user_id), "request_id": request_id})
+async def reveal_key(database: Supabase, session: Session, *, request_id: str) -> SealedKey | None:
+    """The sealed secret of the caller's key, noted as shown; None: no key."""
+    arguments = {"user_id": str(session.user_id), "request_id": request_id}
+    rows = await database.call(REVEAL_KEY, arguments, session=session)
     if not rows:
         return None
     return SealedKey(rows[0]["revealed_key_hash"], rows[0]["sealed_secret"])
 
 
-async def request_rotation(database: Supabase, user_id: UUID, *, grace_seconds: int | None, request_id: str) -> None:
-    """Wishes for another key in the place of the user's; provisioning makes it.
+async def request_rotation(database: Supabase, session: Session, *, grace_seconds: int | None, request_id: str) -> None:
+    """Wishes for another key in the place of the caller's; provisioning makes it.
 
     Args:
         database: the Data API.
-        user_id: whose key.
+        session: whose key.
         grace_seconds: how long the old one may finish what it began; None: as the setting says.
         request_id: for the audit log.
 
@@ -59,9 +59,8 @@ async def request_rotation(database: Supabase, user_id: UUID, *, grace_seconds: 
         RotatedTooOften: with the seconds to wait in Retry-After.
     """
     try:
-        await database.call(
-            REQUEST_ROTATION, {"user_id": str(user_id), "grace_seconds": grace_seconds, "request_id": request_id}
-        )
+        arguments = {"user_id": str(session.user_id), "grace_seconds": grace_seconds, "request_id": request_id}
+        await database.call(REQUEST_ROTATION, arguments, session=session)
     except DatabaseRefused as refusal:
         match refusal.word:
             case "no_key":

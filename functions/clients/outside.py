@@ -8,6 +8,7 @@ import httpx
 
 from functions.clients.openrouter import OpenRouter
 from functions.clients.supabase import Supabase
+from functions.kit.clock import Clock, system_clock
 from functions.kit.settings import Settings
 
 # A warm sandbox may rest for minutes between calls; a connection that died meanwhile costs one failed call.
@@ -23,12 +24,15 @@ class Clients:
     openrouter: OpenRouter
 
 
-def build_clients(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> Clients:
+def build_clients(
+    settings: Settings, transport: httpx.AsyncBaseTransport | None = None, clock: Clock = system_clock
+) -> Clients:
     """The clients for these settings. Belongs to one event loop.
 
     Args:
         settings: addresses, keys, time-outs.
         transport: tests may listen in between.
+        clock: the time, for what is remembered of rejected keys.
     """
     http = httpx.AsyncClient(
         timeout=settings.doorkey_outside_timeout_seconds,
@@ -37,4 +41,4 @@ def build_clients(settings: Settings, transport: httpx.AsyncBaseTransport | None
         follow_redirects=False,
         transport=transport,
     )
-    return Clients(http=http, supabase=Supabase(http, settings), openrouter=OpenRouter(http, settings))
+    return Clients(http=http, supabase=Supabase(http, settings, clock), openrouter=OpenRouter(http, settings))

@@ -1,7 +1,7 @@
 """The database through Supabase's Data API, and Auth's sign-up.
 
-One RPC is one transaction. A call that failed is named by whether the transaction may have happened: before it
-(retry freely), at it (the answer was lost, nobody knows), or refused.
+One RPC is one transaction. Whose credentials carry it, the access ladder decides (access.py); what an answer stands for
+is said in data_api.py, whose names can be had here too.
 
 httpx and not `postgrest`: its errors carry no HTTP status, and the status is what tells a rejected key from a
 refusal. See docs/decisions/0003.
@@ -11,101 +11,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import httpx
 
-from functions.kit.errors import DoorkeyError, RlsDenied, UserTokenRejected
+from functions.clients.access import AccessLadder, Caller, ProjectKeys, ReadSecret, key_headers
+from functions.clients.data_api import (
+    DatabaseBusy,
+    DatabaseRefused,
+    Json,
+    ProofRejected,
+    PublishableKeyRejected,
+    Role,
+    Rpc,
+    ServiceKeyRejected,
+    SupabaseAnswerLost,
+    SupabaseError,
+    SupabaseUnreachable,
+    body_of,
+    failure,
+    gateway_says,
+)
+from functions.clients.proofs import Proofs
+from functions.clients.secrets_manager import read_secret
+from functions.kit.clock import Clock, system_clock
 from functions.kit.settings import Settings
 
-Json = Any
+__all__ = [
+    "AuthAnswer",
+    "Caller",
+    "DatabaseBusy",
+    "DatabaseRefused",
+    "Json",
+    "ProofRejected",
+    "PublishableKeyRejected",
+    "Rpc",
+    "ServiceKeyRejected",
+    "Supabase",
+    "SupabaseAnswerLost",
+    "SupabaseError",
+    "SupabaseUnreachable",
+]
 
-REFUSAL_PREFIX = "PT"
-INSUFFICIENT_PRIVILEGE = "42501"
-# Deadlock, serialization failure, lock not available, statement cancelled: rolled back, and worth another try.
-BUSY_CODES = ("40P01", "40001", "55P03", "57014")
-BAD_TOKEN_CODES = ("PGRST300", "PGRST301", "PGRST302", "PGRST303")
 CALLER_ADDRESS_HEADER = "Sb-Forwarded-For"
-
-
-class SupabaseError(DoorkeyError):
-    """Supabase did not do what was asked."""
-
-    code = "supabase_failed"
-    status = 502
-
-
-class SupabaseUnreachable(SupabaseError):
-    """The database can't be reached at the moment. Try again shortly; nothing was lost."""
-
-    code = "supabase_unreachable"
-    status = 503
-
-
-class SupabaseAnswerLost(SupabaseError):
-    """The database did not answer in time. What you asked for may have happened."""
-
-    code = "supabase_answer_lost"
-    status = 504
-
-
-class DatabaseBusy(SupabaseError):
-    """The database is too busy at the moment. Nothing happened; try again shortly."""
-
-    code = "database_busy"
-    status = 503
-
-
-class ServiceKeyRejected(SupabaseError):
-    """The server's key for the database is not accepted. Its operators have been told; nothing was lost."""
-
-    code = "service_key_rejected"
-    status = 503
-    is_key_rejected = True
-
-
-class PublishableKeyRejected(SupabaseError):
-    """The server's public key for the database is not accepted. Its operators have been told."""
-
-    code = "publishable_key_rejected"
-    status = 503
-    is_key_rejected = True
-
-
-class DatabaseRefused(SupabaseError):
-    """The database refused, with a word that says why.
-
-    Attributes:
-        word: the stable word, such as ``lease_lost``.
-        hint: what goes with it.
-    """
-
-    code = "database_refused"
-    status = 409
-
-    def __init__(self, word: str, status: int, hint: str = "") -> None:
-        super().__init__(f"{word} ({status})")
-        self.word = word
-        self.hint = hint
-        self.http_status = status
-
-
-@dataclass(frozen=True)
-class Rpc:
-    """A door in the database, declared once in the `store.py` of its noun.
-
-    Attributes:
-        name: of the function in `public`.
-        arguments: their names, all of them; scalars and arrays only.
-        role: who may call it, and so whose credentials carry the call.
-        own_door: the person's own way to the same, when the service key is rejected; None: there is none. It takes
-            the same arguments but `user_id`, and the proof of a function of ours (proofs.py).
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    role: Literal["service_role", "authenticated"]
-    own_door: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,41 +66,49 @@ class AuthAnswer:
 
 
 class Supabase:
-    """One project. The httpx client is shared; credentials are put on each request and nowhere else."""
+    """One project. The httpx client is shared; credentials are put on each request and nowhere else.
 
-    def __init__(self, http: httpx.AsyncClient, settings: Settings) -> None:
+    Args:
+        http: the shared client.
+        settings: the address and the keys.
+        clock: the time.
+        reading: reads a secret of Secrets Manager.
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        settings: Settings,
+        clock: Clock = system_clock,
+        reading: ReadSecret = read_secret,
+    ) -> None:
         self._http = http
         self._url = settings.supabase_url
-        self._publishable_key = settings.supabase_publishable_key.get_secret_value()
-        self._secret_key = settings.supabase_secret_key.get_secret_value()
+        self._keys = ProjectKeys(settings, clock, reading)
+        secrets = settings.webhook_secrets
+        self._access = AccessLadder(self._keys, Proofs(secrets, clock) if secrets else None)
         self._forwards_caller_address = settings.doorkey_forwards_caller_address
 
-    async def call(self, rpc: Rpc, arguments: Mapping[str, Json], *, user_token: str | None = None) -> Json:
+    async def call(self, rpc: Rpc, arguments: Mapping[str, Json], *, session: Caller | None = None) -> Json:
         """Calls a door and returns its result; None for an empty answer.
 
         Args:
             rpc: which.
             arguments: exactly those it declares.
-            user_token: the person's own JWT, for doors that are theirs.
+            session: the person who asks, where one does: needed for doors that are theirs, and what carries the call
+                when the service key is rejected.
 
         Raises:
             DatabaseRefused: the door said no (PT4xx); `word` says why.
-            ServiceKeyRejected, PublishableKeyRejected, UserTokenRejected, RlsDenied: whose credentials failed.
+            ServiceKeyRejected, PublishableKeyRejected, ProofRejected, UserTokenRejected, RlsDenied: whose credentials
+                failed.
             SupabaseUnreachable: nothing happened.
             SupabaseAnswerLost: it may have happened.
             SupabaseError: anything else.
         """
         if set(arguments) != set(rpc.arguments):
             raise TypeError(f"{rpc.name} takes {rpc.arguments}, not {tuple(arguments)}")
-        response = await self._send(
-            f"{self._url}/rest/v1/rpc/{rpc.name}", self._credentials(rpc, user_token), arguments
-        )
-        if not response.is_success:
-            raise _named(response, rpc)
-        try:
-            return response.json() if response.content else None
-        except ValueError:
-            raise SupabaseAnswerLost(f"{rpc.name}: {response.status_code}, but no JSON") from None
+        return await self._access.call(rpc, arguments, session, self._ask)
 
     async def fetch_jwks(self) -> Json:
         """The public keys that sign access tokens.
@@ -188,19 +143,22 @@ class Supabase:
             ServiceKeyRejected, PublishableKeyRejected: it was not Auth that answered.
             SupabaseUnreachable, SupabaseAnswerLost: as for `call`.
         """
-        headers = {
-            **redirect_headers,
-            **_key_headers(self._secret_key if self._forwards_caller_address else self._publishable_key),
-            "Content-Type": "application/json",
-        }
-        if caller_address:
-            headers[CALLER_ADDRESS_HEADER] = caller_address
         url = f"{self._url}/auth/v1/signup" + (f"?{query}" if query else "")
-        response = await self._send(url, headers, body)
-        if response.status_code == 401 and not _has_code(response):
-            # About our key, and no business of the caller's.
-            kind = ServiceKeyRejected if self._forwards_caller_address else PublishableKeyRejected
-            raise kind("signup: 401 without a code")
+        address = {CALLER_ADDRESS_HEADER: caller_address} if caller_address else {}
+        rejection = ServiceKeyRejected if self._forwards_caller_address else PublishableKeyRejected
+
+        async def send(key: str) -> httpx.Response:
+            headers = {**redirect_headers, **key_headers(key), "Content-Type": "application/json", **address}
+            response = await self._send(url, headers, body)
+            if response.status_code == 401:
+                meaning = gateway_says(body_of(response))
+                if meaning is not None:
+                    # About our key, and no business of the caller's.
+                    raise rejection(f"signup: 401 without a code: {meaning}")
+            return response
+
+        keys = self._keys
+        response = await (keys.service if self._forwards_caller_address else keys.publishable).use(send)
         return AuthAnswer(
             status=response.status_code,
             content_type=response.headers.get("content-type", "application/json"),
@@ -208,12 +166,14 @@ class Supabase:
             headers={n: v for n, v in response.headers.items() if n in ("retry-after", "x-supabase-api-version")},
         )
 
-    def _credentials(self, rpc: Rpc, user_token: str | None) -> dict[str, str]:
-        if rpc.role == "service_role":
-            return _key_headers(self._secret_key)
-        if user_token is None:
-            raise TypeError(f"{rpc.name} is a person's own door and needs their token")
-        return {"apikey": self._publishable_key, "Authorization": f"Bearer {user_token}"}
+    async def _ask(self, door: str, arguments: Mapping[str, Json], headers: Mapping[str, str], role: Role) -> Json:
+        response = await self._send(f"{self._url}/rest/v1/rpc/{door}", headers, arguments)
+        if not response.is_success:
+            raise failure(response, door, role)
+        try:
+            return response.json() if response.content else None
+        except ValueError:
+            raise SupabaseAnswerLost(f"{door}: {response.status_code}, but no JSON") from None
 
     async def _send(self, url: str, headers: Mapping[str, str], content: Mapping[str, Json] | bytes) -> httpx.Response:
         try:
@@ -224,52 +184,3 @@ class Supabase:
             raise SupabaseUnreachable(type(error).__name__) from error
         except httpx.HTTPError as error:
             raise SupabaseAnswerLost(type(error).__name__) from error
-
-
-def _key_headers(key: str) -> dict[str, str]:
-    # A legacy key is a JWT that the Data API itself must see; an sb_ key is not one and belongs in `apikey` alone.
-    headers = {"apikey": key}
-    if key.startswith("eyJ"):
-        headers["Authorization"] = f"Bearer {key}"
-    return headers
-
-
-def _has_code(response: httpx.Response) -> bool:
-    """Whether an answer has a code of Auth's: the gateway speaks without one (supabase.md 3)."""
-    try:
-        body = response.json()
-    except ValueError:
-        return False
-    return isinstance(body, dict) and ("code" in body or "error_code" in body)
-
-
-def _named(response: httpx.Response, rpc: Rpc) -> SupabaseError | RlsDenied | UserTokenRejected:
-    """The error that a failed answer stands for; sources: supabase.md 3."""
-    status = response.status_code
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    code = body.get("code") if isinstance(body, dict) else None
-    message = str(body.get("message", "")) if isinstance(body, dict) else ""
-    where = f"{rpc.name}: {status} {code or 'without a code'}"
-    if isinstance(code, str) and code.startswith(REFUSAL_PREFIX):
-        return DatabaseRefused(message, status, str(body.get("hint") or ""))
-    if code == INSUFFICIENT_PRIVILEGE:
-        return RlsDenied(where)
-    if code in BUSY_CODES:
-        return DatabaseBusy(where)
-    if status == 401 and code is None:
-        # The gateway speaks without a code, and only about API keys.
-        return ServiceKeyRejected(where) if rpc.role == "service_role" else PublishableKeyRejected(where)
-    if status == 401 and code in BAD_TOKEN_CODES:
-        return ServiceKeyRejected(where) if rpc.role == "service_role" else UserTokenRejected(where)
-    if status in (502, 503, 504, 520, 522, 524) or code in (
-        "PGRST000",
-        "PGRST001",
-        "PGRST002",
-        "PGRST003",
-    ):
-        # A gateway's words for "no answer": the transaction may have happened.
-        return SupabaseAnswerLost(where)
-    return SupabaseError(where)

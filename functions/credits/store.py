@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from functions.clients.supabase import DatabaseRefused, Json, Rpc, Supabase
+from functions.clients.supabase import Caller, DatabaseRefused, Json, Rpc, Supabase
 from functions.kit.errors import (
     AmountOutOfRange,
     DoorkeyError,
@@ -92,6 +92,7 @@ async def reserve(
     idempotency_key: str,
     key_hash: str | None,
     request_id: str,
+    session: Caller | None = None,
 ) -> Hold:
     """Keeps credits for a call. Repeatable: the same key with the same content is the same hold.
 
@@ -103,6 +104,7 @@ async def reserve(
         idempotency_key: names this hold; 1 to 200 characters.
         key_hash: the key that the call is to go through; None: the one in use.
         request_id: for the ledger.
+        session: the user's own, where they asked themselves: it carries on when the service key is rejected.
 
     Raises:
         InsufficientCredits: less is available.
@@ -122,6 +124,7 @@ async def reserve(
             "key_hash": key_hash,
             "request_id": request_id,
         },
+        session,
     )
     (row,) = rows
     return Hold(
@@ -141,6 +144,7 @@ async def settle(
     model: str | None,
     generation_id: str | None,
     request_id: str,
+    session: Caller | None = None,
 ) -> Settlement:
     """Charges a call, whatever became of its hold. Repeatable with the same arguments.
 
@@ -152,6 +156,7 @@ async def settle(
         model: which one.
         generation_id: what OpenRouter calls the call.
         request_id: for the ledger.
+        session: as for `reserve`.
 
     Raises:
         HoldNotFound: there is none.
@@ -171,17 +176,18 @@ async def settle(
             "generation_id": generation_id,
             "request_id": request_id,
         },
+        session,
     )
     return Settlement(**row)
 
 
-async def release(database: Supabase, hold_id: UUID, *, request_id: str) -> str:
+async def release(database: Supabase, hold_id: UUID, *, request_id: str, session: Caller | None = None) -> str:
     """Gives a hold back whose call cost nothing. Says its state: one that is closed stays as it is. Repeatable.
 
     Raises:
         HoldNotFound: there is none.
     """
-    state: str = await _call(database, RELEASE, {"hold_id": str(hold_id), "request_id": request_id})
+    state: str = await _call(database, RELEASE, {"hold_id": str(hold_id), "request_id": request_id}, session)
     return state
 
 
@@ -190,9 +196,9 @@ async def expire_holds(database: Supabase, *, expired_rows: int, request_id: str
     return int(await _call(database, EXPIRE_HOLDS, {"expired_rows": expired_rows, "request_id": request_id}))
 
 
-async def _call(database: Supabase, rpc: Rpc, arguments: Mapping[str, Json]) -> Json:
+async def _call(database: Supabase, rpc: Rpc, arguments: Mapping[str, Json], session: Caller | None = None) -> Json:
     try:
-        return await database.call(rpc, arguments)
+        return await database.call(rpc, arguments, session=session)
     except DatabaseRefused as refusal:
         named = _REFUSALS_BY_WORD.get(refusal.word)
         if named is None:

@@ -160,6 +160,12 @@ class Settings(BaseModel):
         le=60,
         description="How long to wait for one answer of Supabase or OpenRouter.",
     )
+    doorkey_secret_id: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9/_+=.@:-]{1,2048}$",
+        description="Name or ARN of the secret in AWS Secrets Manager that Supabase's keys are read from again when "
+        "one is rejected. None: the environment's stay.",
+    )
     doorkey_metrics_stage: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9-]{1,64}$",
@@ -251,6 +257,18 @@ class Settings(BaseModel):
         values: dict[str, Any] = {
             name: source[name.upper()] for name in cls.model_fields if source.get(name.upper(), "").strip()
         }
+        return cls._checked(values)
+
+    def with_changes(self, changes: Mapping[str, str]) -> Settings:
+        """These settings with some variables set anew, checked like all.
+
+        Raises:
+            SettingsInvalid: with every problem.
+        """
+        return self._checked({**dict(self), **{name.lower(): value for name, value in changes.items()}})
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> Settings:
         try:
             return cls(**values)
         except ValidationError as error:

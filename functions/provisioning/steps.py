@@ -26,6 +26,7 @@ from functions.clients.openrouter import (
 )
 from functions.clients.outside import Clients
 from functions.clients.supabase import (
+    Caller,
     DatabaseBusy,
     DatabaseRefused,
     Supabase,
@@ -33,7 +34,7 @@ from functions.clients.supabase import (
     SupabaseError,
     SupabaseUnreachable,
 )
-from functions.kit.errors import DoorkeyError
+from functions.kit.errors import DoorkeyError, UserTokenRejected
 from functions.kit.observability import WorkLine
 from functions.kit.sealing import Sealer
 from functions.kit.settings import Settings
@@ -67,6 +68,14 @@ class Outcome(StrEnum):
     UNFINISHED = "unfinished"  # the database did not answer; the lease will run out
 
 
+@dataclass(frozen=True, repr=False)
+class Asked:
+    """By which request an attempt was asked for, and by whom; `session` is None where nobody did in person."""
+
+    request_id: str
+    session: Caller | None
+
+
 @dataclass(frozen=True)
 class Provisioner:
     """Everything that provisioning needs, built once.
@@ -96,8 +105,13 @@ class Provisioner:
             lease_seconds=settings.doorkey_lease_seconds,
         )
 
-    async def provision(self, user_id: UUID, *, request_id: str) -> Outcome:
+    async def provision(self, user_id: UUID, *, request_id: str, session: Caller | None = None) -> Outcome:
         """Does what is due for one user. Writes one line for each attempt.
+
+        Args:
+            user_id: whose key.
+            request_id: for the log and the audit.
+            session: the user's own, where they asked themselves: it carries on when the service key is rejected.
 
         Raises:
             DoorkeyError: the database could not be asked, or refused in a way that nobody foresaw.
@@ -108,7 +122,11 @@ class Provisioner:
             try:
                 with line.step("claim"):
                     claim = await store.claim(
-                        self.database, user_id, lease_seconds=self.lease_seconds, request_id=request_id
+                        self.database,
+                        user_id,
+                        lease_seconds=self.lease_seconds,
+                        request_id=request_id,
+                        session=session,
                     )
                 if claim is None:
                     if outcome is Outcome.NOTHING_TO_DO:
@@ -116,7 +134,7 @@ class Provisioner:
                         line.write()
                     return outcome
                 line.add(attempt=claim.attempt)
-                outcome, is_due_again = await self._attempt(claim, request_id, line)
+                outcome, is_due_again = await self._attempt(claim, Asked(request_id, session), line)
             except Exception as error:
                 # Whatever it was, the row is safe: it is due still, or its lease will run out.
                 line.add(outcome="failed", error=type(error).__name__)
@@ -132,7 +150,7 @@ class Provisioner:
                 return outcome
         return outcome
 
-    async def _attempt(self, claim: Claim, request_id: str, line: WorkLine) -> tuple[Outcome, bool]:
+    async def _attempt(self, claim: Claim, asked: Asked, line: WorkLine) -> tuple[Outcome, bool]:
         """One attempt; also says whether the wish changed meanwhile."""
         works = {
             KeyAction.CREATE: self._make_key,
@@ -140,22 +158,23 @@ class Provisioner:
             KeyAction.DELETE: self._delete_key,
         }
         try:
-            state = await works[claim.action](claim, request_id, line)
+            state = await works[claim.action](claim, asked, line)
         except OpenRouterError as error:
             line.add_error(error)
             line.add(is_outcome_unknown=error.is_outcome_unknown)
-            return await self._defer(claim, error, request_id, line), False
+            return await self._defer(claim, error, asked, line), False
         except DatabaseRefused as error:
             if error.word not in (store.LEASE_LOST, store.USER_GONE):
                 raise
             return Outcome(error.word), False
-        except SupabaseError as error:
+        except (SupabaseError, UserTokenRejected) as error:
+            # Or the token that carries it ran out on the way.
             line.add_error(error)
             return Outcome.UNFINISHED, False
         outcome = Outcome.GONE if state is ProvisioningState.GONE else Outcome.READY
         return outcome, state is ProvisioningState.DUE
 
-    async def _make_key(self, claim: Claim, request_id: str, line: WorkLine) -> ProvisioningState:
+    async def _make_key(self, claim: Claim, asked: Asked, line: WorkLine) -> ProvisioningState:
         name = str(KeyName(self.project, claim.user_id, claim.attempt))
         with line.step("create_key"):
             key = await self.openrouter.create_key(name, claim.limit_micros)
@@ -175,7 +194,8 @@ class Provisioner:
                 key_name=key.name,
                 key_label=key.label,
                 sealed_secret=sealed,
-                request_id=request_id,
+                request_id=asked.request_id,
+                session=asked.session,
             )
 
         try:
@@ -186,7 +206,7 @@ class Provisioner:
                 await self._undo(key, line)
             raise
 
-    async def _update_key(self, claim: Claim, request_id: str, line: WorkLine) -> ProvisioningState:
+    async def _update_key(self, claim: Claim, asked: Asked, line: WorkLine) -> ProvisioningState:
         line.add(limit_micros=claim.limit_micros, is_enabled=claim.is_enabled)
         try:
             with line.step("update_key"):
@@ -199,23 +219,32 @@ class Provisioner:
             # Somebody deleted it by hand. The user shall have one all the same: the next round makes it. Should the
             # old one be there nevertheless, it must not stay beside the new one.
             line.add(is_key_lost=True)
-            return await self._delete_key(claim, request_id, line)
+            return await self._delete_key(claim, asked, line)
         try:
             return await self._finish(
-                lambda: store.finish_key_update(self.database, claim, usage_micros=usage_micros, request_id=request_id),
+                lambda: store.finish_key_update(
+                    self.database,
+                    claim,
+                    usage_micros=usage_micros,
+                    request_id=asked.request_id,
+                    session=asked.session,
+                ),
                 line,
             )
         except DatabaseRefused as error:
             if error.word == store.LEASE_LOST:
                 # Too late: it may have overwritten what somebody else did since, and nobody would look again.
                 with line.step("recheck"):
-                    await store.recheck_key(self.database, claim, request_id=request_id)
+                    await store.recheck_key(self.database, claim, request_id=asked.request_id, session=asked.session)
             raise
 
-    async def _delete_key(self, claim: Claim, request_id: str, line: WorkLine) -> ProvisioningState:
+    async def _delete_key(self, claim: Claim, asked: Asked, line: WorkLine) -> ProvisioningState:
         with line.step("delete_key"):
             await self.openrouter.delete_key(str(claim.key_hash))
-        return await self._finish(lambda: store.finish_key_deletion(self.database, claim, request_id=request_id), line)
+        return await self._finish(
+            lambda: store.finish_key_deletion(self.database, claim, request_id=asked.request_id, session=asked.session),
+            line,
+        )
 
     async def _finish(self, ask: Callable[[], Awaitable[ProvisioningState]], line: WorkLine) -> ProvisioningState:
         """Asks the database to record what was done, again if there is no answer: every one of these is repeatable."""
@@ -238,14 +267,16 @@ class Provisioner:
             line.add_error(error)
             line.add(is_key_deleted=False)
 
-    async def _defer(self, claim: Claim, error: OpenRouterError, request_id: str, line: WorkLine) -> Outcome:
+    async def _defer(self, claim: Claim, error: OpenRouterError, asked: Asked, line: WorkLine) -> Outcome:
         is_limited = isinstance(error, OpenRouterLimited)
         # To be asked to slow down is no failure of this user's: it makes nobody wait longer and longer.
         plan = next_try(0 if is_limited else claim.failures, retry_after_seconds=error.retry_after_seconds)
         try:
             if error.is_everybodys:
                 with line.step("hold"):
-                    await store.hold(self.database, claim, error=error.code, request_id=request_id)
+                    await store.hold(
+                        self.database, claim, error=error.code, request_id=asked.request_id, session=asked.session
+                    )
                 return Outcome.HELD
             with line.step("defer"):
                 state = await store.defer(
@@ -255,11 +286,12 @@ class Provisioner:
                     delay_seconds=plan.delay_seconds,
                     gives_up=plan.gives_up,
                     is_outage=error.is_outage,
-                    request_id=request_id,
+                    request_id=asked.request_id,
+                    session=asked.session,
                 )
         except DatabaseRefused:
             return Outcome.LEASE_LOST
-        except SupabaseError:
+        except (SupabaseError, UserTokenRejected):
             return Outcome.UNFINISHED
         line.add(retry_in_seconds=plan.delay_seconds)
         if state is ProvisioningState.DEAD:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from functions.clients.supabase import Rpc, Supabase
+from functions.clients.supabase import Caller, Rpc, Supabase
 from functions.provisioning.names import KeyName
 from functions.provisioning.states import KeyAction, KeyKind, ProvisioningState
 
@@ -93,11 +93,12 @@ class Claim:
     is_enabled: bool
 
 
-async def claim(database: Supabase, user_id: UUID, *, lease_seconds: int, request_id: str) -> Claim | None:
+async def claim(
+    database: Supabase, user_id: UUID, *, lease_seconds: int, request_id: str, session: Caller | None = None
+) -> Claim | None:
     """Takes the lease; None: nothing to do. Repeating it after a lost answer finds the lease taken: wait it out."""
-    rows = await database.call(
-        CLAIM, {"user_id": str(user_id), "lease_seconds": lease_seconds, "request_id": request_id}
-    )
+    arguments = {"user_id": str(user_id), "lease_seconds": lease_seconds, "request_id": request_id}
+    rows = await database.call(CLAIM, arguments, session=session)
     if not rows:
         return None
     row = rows[0]
@@ -125,6 +126,7 @@ async def finish(
     key_label: str | None,
     sealed_secret: str,
     request_id: str,
+    session: Caller | None = None,
 ) -> ProvisioningState:
     """Registers the key just made. Repeatable with the same arguments."""
     state = await database.call(
@@ -139,12 +141,13 @@ async def finish(
             "sealed_secret": sealed_secret,
             "request_id": request_id,
         },
+        session=session,
     )
     return ProvisioningState(state)
 
 
 async def finish_key_update(
-    database: Supabase, claim: Claim, *, usage_micros: int, request_id: str
+    database: Supabase, claim: Claim, *, usage_micros: int, request_id: str, session: Caller | None = None
 ) -> ProvisioningState:
     """Records that OpenRouter took the limit and the switch, and what it said was spent. Repeatable likewise."""
     state = await database.call(
@@ -158,11 +161,14 @@ async def finish_key_update(
             "usage_micros": usage_micros,
             "request_id": request_id,
         },
+        session=session,
     )
     return ProvisioningState(state)
 
 
-async def finish_key_deletion(database: Supabase, claim: Claim, *, request_id: str) -> ProvisioningState:
+async def finish_key_deletion(
+    database: Supabase, claim: Claim, *, request_id: str, session: Caller | None = None
+) -> ProvisioningState:
     """Records that the key is no more; whoever is still here is due for a new one. Repeatable likewise."""
     state = await database.call(
         FINISH_KEY_DELETION,
@@ -172,6 +178,7 @@ async def finish_key_deletion(database: Supabase, claim: Claim, *, request_id: s
             "key_hash": claim.key_hash,
             "request_id": request_id,
         },
+        session=session,
     )
     return ProvisioningState(state)
 
@@ -185,6 +192,7 @@ async def defer(
     gives_up: bool,
     is_outage: bool,
     request_id: str,
+    session: Caller | None = None,
 ) -> ProvisioningState:
     """Ends an attempt that failed. Several in a row by an outage hold the queue, and burn no more attempts."""
     state = await database.call(
@@ -198,15 +206,15 @@ async def defer(
             "is_outage": is_outage,
             "request_id": request_id,
         },
+        session=session,
     )
     return ProvisioningState(state)
 
 
-async def hold(database: Supabase, claim: Claim, *, error: str, request_id: str) -> None:
+async def hold(database: Supabase, claim: Claim, *, error: str, request_id: str, session: Caller | None = None) -> None:
     """Ends an attempt that would have been refused to anybody: none is burnt, and the queue is held for a minute."""
-    await database.call(
-        HOLD, {"user_id": str(claim.user_id), "attempt": claim.attempt, "error": error, "request_id": request_id}
-    )
+    arguments = {"user_id": str(claim.user_id), "attempt": claim.attempt, "error": error, "request_id": request_id}
+    await database.call(HOLD, arguments, session=session)
 
 
 async def redrive(
@@ -273,9 +281,10 @@ async def classify_keys(database: Supabase, keys: Mapping[str, KeyName]) -> dict
     return {row["key_hash"]: KeyKind(row["kind"]) for row in found}
 
 
-async def recheck_key(database: Supabase, claim: Claim, *, request_id: str) -> None:
+async def recheck_key(database: Supabase, claim: Claim, *, request_id: str, session: Caller | None = None) -> None:
     """Has the key set right again, after something was done to it too late."""
-    await database.call(RECHECK_KEY, {"user_id": str(claim.user_id), "request_id": request_id})
+    arguments = {"user_id": str(claim.user_id), "request_id": request_id}
+    await database.call(RECHECK_KEY, arguments, session=session)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import psycopg
 from functions.clients.supabase import DatabaseRefused, SupabaseAnswerLost
 from functions.provisioning import store, sweeping
 from functions.provisioning.states import ProvisioningState
-from functions.provisioning.steps import Provisioner
+from functions.provisioning.steps import Asked, Provisioner
 
 
 class MutationMisses(Exception):
@@ -61,8 +61,10 @@ def _delete_on_time_out() -> None:
 
 
 def _forget_the_key() -> None:
-    async def forget(self: Provisioner, claim: store.Claim, request_id: str, line: Any) -> ProvisioningState:
-        return await self._finish(lambda: store.finish_key_deletion(self.database, claim, request_id=request_id), line)
+    async def forget(self: Provisioner, claim: store.Claim, asked: Asked, line: Any) -> ProvisioningState:
+        return await self._finish(
+            lambda: store.finish_key_deletion(self.database, claim, request_id=asked.request_id), line
+        )
 
     Provisioner._delete_key = forget  # type: ignore[method-assign]
 

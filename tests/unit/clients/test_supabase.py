@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -25,11 +26,13 @@ from functions.clients.supabase import (
 )
 from functions.kit.errors import DoorkeyError, RlsDenied, UserTokenRejected
 from functions.kit.settings import Settings
+from functions.web.sessions import Session
 from tests.support.environment import COMPLETE, settings
 
 SERVICE = Rpc("do_something", ("user_id",), "service_role")
 OWN = Rpc("do_my_something", ("user_id",), "authenticated")
 TOKEN = "eyJ.a-persons.token"
+SOMEBODY = Session(UUID(int=7), TOKEN, is_anonymous=False)
 HINT = {"hint": "Double check your API key."}
 
 GATEWAY: dict[str, Any] = {
@@ -41,8 +44,17 @@ GATEWAY: dict[str, Any] = {
     "publishable key where a secret is needed": {"message": "Secret API key required", "hint": "Only secret ..."},
     "browser": {"message": "Forbidden use of secret API key in browser"},
     "no hint": {"message": "Invalid API key"},
-    "not an object": ["Invalid API key"],
-    "no JSON": "Unauthorized",
+    "words that are new": {"message": "This API key has been paused"},
+}
+# No verdict on a key: whoever said it, it was not Supabase's gateway about an API key.
+NOT_THE_GATEWAY: dict[str, httpx.Response] = {
+    "somebody else's words": httpx.Response(401, json={"message": "Unauthorized"}),
+    "not an object": httpx.Response(401, json=["Invalid API key"]),
+    "no JSON": httpx.Response(401, text="Unauthorized"),
+    "a page": httpx.Response(401, text="<html>Invalid API key"),
+    "nothing": httpx.Response(401),
+    "with a code": httpx.Response(401, json={"code": "XX000", "message": "Invalid API key"}),
+    "not a 401": httpx.Response(403, json={"message": "Invalid API key"}),
 }
 BAD_TOKENS = [
     ("PGRST301", "Expected 3 parts in JWT; got 1"), ("PGRST301", "No suitable key or wrong key type"),
@@ -72,7 +84,7 @@ class Server:
 async def call(answer: httpx.Response | Exception, rpc: Rpc = SERVICE) -> Any:
     server = Server(answer)
     try:
-        return await server.client().call(rpc, {"user_id": "u"}, user_token=TOKEN if rpc is OWN else None)
+        return await server.client().call(rpc, {"user_id": "u"}, session=SOMEBODY if rpc is OWN else None)
     finally:
         assert len(server.requests) == 1
 
@@ -90,8 +102,7 @@ def postgrest(status: int, code: str, message: str = "") -> httpx.Response:
 
 @pytest.mark.parametrize("case", sorted(GATEWAY))
 async def test_the_gateways_401_is_about_the_key_that_was_sent(case: str) -> None:
-    body = GATEWAY[case]
-    answer = httpx.Response(401, content=body) if isinstance(body, str) else httpx.Response(401, json=body)
+    answer = httpx.Response(401, json=GATEWAY[case])
     assert type(await error_of(answer, SERVICE)) is ServiceKeyRejected
     assert type(await error_of(answer, OWN)) is PublishableKeyRejected
 
@@ -99,8 +110,16 @@ async def test_the_gateways_401_is_about_the_key_that_was_sent(case: str) -> Non
 @pytest.mark.parametrize(("code", "message"), BAD_TOKENS)
 async def test_a_rejected_jwt_is_the_services_own_key_or_the_persons_token(code: str, message: str) -> None:
     answer = postgrest(401, code, message)
-    assert type(await error_of(answer, SERVICE)) is ServiceKeyRejected
+    # "Anonymous access is disabled" is said to whoever sent no JWT: nothing of it is about a key.
+    expected = SupabaseError if code == "PGRST302" else ServiceKeyRejected
+    assert type(await error_of(answer, SERVICE)) is expected
     assert type(await error_of(answer, OWN)) is UserTokenRejected
+
+
+@pytest.mark.parametrize("rpc", [SERVICE, OWN])
+@pytest.mark.parametrize("case", sorted(NOT_THE_GATEWAY))
+async def test_a_401_that_speaks_of_no_api_key_is_no_verdict(case: str, rpc: Rpc) -> None:
+    assert type(await error_of(NOT_THE_GATEWAY[case], rpc)) is SupabaseError
 
 
 @pytest.mark.parametrize("rpc", [SERVICE, OWN])
@@ -183,12 +202,12 @@ async def test_a_result_is_what_the_door_returned(answer: httpx.Response, result
 
 async def test_a_service_door_is_opened_with_the_secret_key_alone() -> None:
     server = Server(httpx.Response(200, json=[]))
-    await server.client().call(SERVICE, {"user_id": "u"}, user_token=TOKEN)
+    await server.client().call(SERVICE, {"user_id": str(SOMEBODY.user_id)}, session=SOMEBODY)
     (request,) = server.requests
     assert str(request.url) == COMPLETE["SUPABASE_URL"] + "/rest/v1/rpc/do_something"
     assert request.headers["apikey"] == COMPLETE["SUPABASE_SECRET_KEY"]
     assert "authorization" not in request.headers
-    assert json.loads(request.content) == {"user_id": "u"}
+    assert json.loads(request.content) == {"user_id": str(SOMEBODY.user_id)}
 
 
 async def test_a_legacy_key_is_sent_where_the_data_api_looks_for_it() -> None:
@@ -202,7 +221,7 @@ async def test_a_legacy_key_is_sent_where_the_data_api_looks_for_it() -> None:
 async def test_an_own_door_is_opened_with_the_persons_token_and_never_with_the_secret_key() -> None:
     server = Server(httpx.Response(200, json=[]))
     client = server.client()
-    await client.call(OWN, {"user_id": "u"}, user_token=TOKEN)
+    await client.call(OWN, {"user_id": "u"}, session=SOMEBODY)
     (request,) = server.requests
     assert request.headers["apikey"] == COMPLETE["SUPABASE_PUBLISHABLE_KEY"]
     assert request.headers["authorization"] == f"Bearer {TOKEN}"
@@ -215,7 +234,7 @@ async def test_an_own_door_is_opened_with_the_persons_token_and_never_with_the_s
 async def test_one_persons_token_is_not_kept_for_the_next_call() -> None:
     server = Server(httpx.Response(200, json=[]))
     client = server.client()
-    await client.call(OWN, {"user_id": "u"}, user_token=TOKEN)
+    await client.call(OWN, {"user_id": "u"}, session=SOMEBODY)
     await client.call(SERVICE, {"user_id": "u"})
     assert TOKEN not in str(server.requests[1].headers.raw)
 
@@ -240,8 +259,7 @@ async def test_public_keys_that_cannot_be_had_are_one_error(answer: httpx.Respon
 
 @pytest.mark.parametrize("case", sorted(GATEWAY))
 async def test_a_signup_that_the_gateway_turned_away_is_not_the_callers_fault(case: str) -> None:
-    body = GATEWAY[case]
-    answer = httpx.Response(401, content=body) if isinstance(body, str) else httpx.Response(401, json=body)
+    answer = httpx.Response(401, json=GATEWAY[case])
     with pytest.raises(PublishableKeyRejected):
         await Server(answer).client().sign_up(b"{}", "", None, {})
     with pytest.raises(ServiceKeyRejected):

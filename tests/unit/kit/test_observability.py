@@ -159,13 +159,13 @@ def test_where_metrics_are_not_wanted_lines_are_as_they_were(log: io.StringIO) -
 @pytest.mark.parametrize(
     ("error", "code", "counted"),
     [
-        (ServiceKeyRejected("x: 401"), "service_key_rejected", True),
-        (PublishableKeyRejected("x: 401"), "publishable_key_rejected", True),
+        (ServiceKeyRejected("x: 401"), "service_key_rejected", False),
+        (PublishableKeyRejected("x: 401"), "publishable_key_rejected", False),
         (ManagementKeyRejected("x: 401"), "management_key_rejected", True),
         (UserTokenRejected("x: 401"), "user_token_rejected", False),
     ],
 )
-def test_a_rejected_key_of_ours_is_counted_and_nobody_elses(
+def test_a_rejected_management_key_is_counted_and_what_the_access_ladder_counts_is_not(
     lambda_log: io.StringIO, error: DoorkeyError, code: str, *, counted: bool
 ) -> None:
     line = WorkLine("request.handled")
