@@ -25,12 +25,13 @@ EVERYBODYS_SECRETS = {
     "DOORKEY_PROJECT",
     "DOORKEY_SEALING_KEYS",
 }
-EVERYBODYS_SETTINGS = {"OPENROUTER_WORKSPACE_ID", "DOORKEY_METRICS_STAGE"}
+EVERYBODYS_SETTINGS = {"OPENROUTER_WORKSPACE_ID", "DOORKEY_METRICS_STAGE", "DOORKEY_SECRET_ID"}
 # By function: what is read from the stage's secret, and what stands in infra/aws/stages.yml.
 SECRETS = {
     "webhook": EVERYBODYS_SECRETS | {"DOORKEY_WEBHOOK_SECRETS"},
     "sweep": EVERYBODYS_SECRETS,
-    "api": EVERYBODYS_SECRETS | {"DOORKEY_OPERATOR_TOKEN_SHA256"},
+    # The signing secrets: what it proves with, when it calls under a person's token.
+    "api": EVERYBODYS_SECRETS | {"DOORKEY_WEBHOOK_SECRETS", "DOORKEY_OPERATOR_TOKEN_SHA256"},
 }
 SETTINGS = {
     "webhook": EVERYBODYS_SETTINGS | {"DOORKEY_WEBHOOK_SHARED_SECRET"},
@@ -137,21 +138,44 @@ def test_no_secret_passes_through_the_template_or_the_state(compiled_folder: Pat
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_each_function_has_a_role_that_may_write_its_own_log_and_nothing_else(template: Template, name: str) -> None:
+def test_each_function_has_a_role_that_may_write_its_own_log_read_its_stages_secret_and_nothing_else(
+    template: Template, name: str
+) -> None:
     title = name.capitalize()
     assert function(template, name)["Role"] == {"Fn::GetAtt": [f"{title}Role", "Arn"]}
     role = of_type(template, "AWS::IAM::Role")[f"{title}Role"]
     assert set(role) == {"AssumeRolePolicyDocument", "Policies"}
     (trust,) = role["AssumeRolePolicyDocument"]["Statement"]
     assert trust == {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    (policy,) = role["Policies"]
-    assert policy["PolicyDocument"]["Statement"] == [
+    statements = [statement for policy in role["Policies"] for statement in policy["PolicyDocument"]["Statement"]]
+    assert statements == [
         {
             "Effect": "Allow",
             "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
             "Resource": {"Fn::GetAtt": [f"{title}LogGroup", "Arn"]},
-        }
+        },
+        {
+            "Effect": "Allow",
+            "Action": "secretsmanager:GetSecretValue",
+            # The six characters that Secrets Manager adds, and not a star: `prod` must not open `prod-2`.
+            "Resource": {
+                "Fn::Sub": "arn:${AWS::Partition}:secretsmanager:${AWS::Region}:${AWS::AccountId}"
+                ":secret:doorkey/prod-??????"
+            },
+        },
     ]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_secret_that_a_function_reads_again_is_the_one_that_it_was_given_its_keys_from(
+    template: Template, name: str
+) -> None:
+    variables = environment(template, name)
+    secret_id = variables["DOORKEY_SECRET_ID"]
+    assert secret_id == "doorkey/prod"
+    assert f":{secret_id}:" in variables["SUPABASE_SECRET_KEY"]
+    # And its name ends in nothing that IAM's pattern would take for those six characters.
+    assert "?" not in secret_id
 
 
 def test_there_is_no_role_beside_theirs(template: Template) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import pytest
 from functions.clients.secrets_manager import SecretUnreadable
 from functions.clients.supabase import (
     DatabaseRefused,
+    ProofRejected,
     PublishableKeyRejected,
     Rpc,
     ServiceKeyRejected,
@@ -22,7 +24,7 @@ from functions.clients.supabase import (
     SupabaseAnswerLost,
     SupabaseUnreachable,
 )
-from functions.kit.errors import DoorkeyError, RlsDenied
+from functions.kit.errors import DoorkeyError, RlsDenied, UserTokenRejected
 from functions.kit.observability import logger, start_logging
 from functions.web.sessions import Session
 from tests.support.environment import COMPLETE, OTHER_WEBHOOK_SECRET, WEBHOOK_SECRET, settings
@@ -83,11 +85,8 @@ class Sandbox:
         self.now = 1_000_020.0
         self.gateway = gateway
         self.vault = vault or Vault()
-        chosen = settings(
-            DOORKEY_WEBHOOK_SECRETS=f"{WEBHOOK_SECRET},{OTHER_WEBHOOK_SECRET}",
-            **({"DOORKEY_SECRET_ID": SECRET_ID} if vault else {}),
-            **changes,
-        )
+        usual = {"DOORKEY_WEBHOOK_SECRETS": f"{WEBHOOK_SECRET},{OTHER_WEBHOOK_SECRET}"}
+        chosen = settings(**{**usual, **({"DOORKEY_SECRET_ID": SECRET_ID} if vault else {}), **changes})
         http = httpx.AsyncClient(transport=httpx.MockTransport(gateway))
         self.database = Supabase(http, chosen, lambda: self.now, self.vault)
 
@@ -283,3 +282,87 @@ async def test_legacy_keys_that_are_off_are_told_apart_by_the_gateways_words() -
         with pytest.raises(expected) as caught:
             await Sandbox(gateway).call(rpc)
         assert "the legacy keys are switched off, both of them" in caught.value.private
+
+
+async def test_a_rejected_service_key_leads_to_the_own_door_with_the_persons_token_and_a_proof() -> None:
+    gateway = Gateway(OLD_PUBLIC)
+    sandbox = Sandbox(gateway)
+    assert await sandbox.call() == "done"
+    assert await sandbox.call() == "done"
+    own = (OLD_PUBLIC, "do_my_something")
+    assert gateway.calls == [(OLD, "do_something"), own, own], "the second time one round trip, as with a good key"
+    ids = set()
+    for request in gateway.requests[1:]:
+        assert request.headers["authorization"] == f"Bearer {TOKEN}"
+        assert OLD not in str(request.headers.raw)
+        content = json.loads(request.content)
+        assert list(content) == ["amount", "request_id", "proof_id", "proof_expires_at", "proof"]
+        assert len(content["proof"].split()) == 2, "one for each secret that is known"
+        assert sandbox.now < content["proof_expires_at"] <= sandbox.now + 300
+        ids.add(content["proof_id"])
+    assert len(ids) == 2, "a proof holds once"
+
+
+async def test_one_persons_token_is_not_kept_for_the_next_call_on_the_own_door() -> None:
+    gateway = Gateway(OLD_PUBLIC)
+    sandbox = Sandbox(gateway)
+    await sandbox.call()
+    with pytest.raises(ServiceKeyRejected):
+        await sandbox.call(session=None)
+    other = Session(UUID(int=8), "eyJ.anothers.token", is_anonymous=False)
+    await sandbox.database.call(BOTH, {**ARGUMENTS, "user_id": str(other.user_id)}, session=other)
+    assert TOKEN not in str(gateway.requests[-1].headers.raw)
+
+
+async def test_without_a_webhook_secret_there_is_nothing_to_prove_with() -> None:
+    gateway = Gateway(OLD_PUBLIC)
+    with pytest.raises(ServiceKeyRejected):
+        await Sandbox(gateway, DOORKEY_WEBHOOK_SECRETS="").call()
+    assert [key for key, _ in gateway.calls] == [OLD]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (postgrest(401, "PGRST303", "JWT expired"), UserTokenRejected),
+        (postgrest(401, "PGRST302"), UserTokenRejected),
+        (postgrest(403, "42501"), RlsDenied),
+        (postgrest(403, "PT403", "proof_invalid"), ProofRejected),
+        (postgrest(403, "PT403", "proof_used"), ProofRejected),
+        (postgrest(409, "PT409", "lease_lost"), DatabaseRefused),
+        (httpx.Response(401, json=GATEWAY["deleted key"]), PublishableKeyRejected),
+        (httpx.ReadTimeout("x"), SupabaseAnswerLost),
+    ],
+)
+async def test_what_the_own_door_refuses_is_named_by_whose_credentials_failed(
+    answer: httpx.Response | Exception, expected: type[DoorkeyError]
+) -> None:
+    gateway = Gateway(OLD_PUBLIC)
+    gateway.answer = answer
+    with pytest.raises(expected):
+        await Sandbox(gateway).call()
+    assert [key for key, _ in gateway.calls] == [OLD, OLD_PUBLIC]
+
+
+async def test_a_legacy_pair_that_is_off_leaves_no_rung_and_the_public_key_is_named(log: io.StringIO) -> None:
+    gateway = Gateway()
+    gateway.refusal = GATEWAY["legacy keys off"]
+    sandbox = Sandbox(gateway)
+    for _ in range(3):
+        with pytest.raises(PublishableKeyRejected):
+            await sandbox.call()
+    assert [key for key, _ in gateway.calls] == [OLD, OLD_PUBLIC]
+    assert {line["key"] for line in lines_of(log, "key.rejected")} == {
+        "SUPABASE_SECRET_KEY",
+        "SUPABASE_PUBLISHABLE_KEY",
+    }
+
+
+async def test_no_token_or_key_is_logged_on_any_rung(log: io.StringIO) -> None:
+    vault = Vault(SUPABASE_SECRET_KEY=NEW, SUPABASE_PUBLISHABLE_KEY=NEW_PUBLIC)
+    for gateway in (Gateway(), Gateway(NEW), Gateway(NEW_PUBLIC), Gateway(OLD_PUBLIC)):
+        sandbox = Sandbox(gateway, vault)
+        with contextlib.suppress(DoorkeyError):
+            await sandbox.call()
+    for secret in (OLD, NEW, OLD_PUBLIC, NEW_PUBLIC, TOKEN, WEBHOOK_SECRET):
+        assert secret not in log.getvalue()
