@@ -1,6 +1,6 @@
 # Everything starts here; every target does its own set-up. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test crash-test crash-mutations check format schema lock package deploy remove clean bench
+.PHONY: help setup demo dev test crash-test crash-mutations check format schema access-table lock package deploy remove clean bench
 BIN := .venv/bin
 export PYTHON ?= python3
 # Most tests wait for other processes, so there are more of them than cores.
@@ -46,6 +46,9 @@ format: setup ## Format the code and mend what can be mended by itself
 
 schema: setup ## Generate supabase/schema.sql from the migrations
 	@$(BIN)/python -m infra.local.schema_export
+
+access-table: setup ## Write the table in docs/access.md: keys, tokens and operations, and what comes of them
+	@$(BIN)/python -m pytest tests/acceptance/test_access_matrix.py --quiet --write
 
 lock: ## Resolve the lock files again from pyproject.toml and package.json
 	@sh infra/lock.sh

@@ -22,6 +22,11 @@ TEST_LOGS = CHECKOUT / "build" / "test-logs" / os.environ.get("PYTEST_XDIST_WORK
 TOGETHER = ("contract/edge", "contract/faults", "contract/lambda", "contract/openrouter", "contract/pg_net")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What is made by a test and checked by it can be written by it."""
+    parser.addoption("--write", action="store_true", help="write the pages that tests make, instead of comparing them")
+
+
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says which tests one process runs: those of a module, or of modules that share servers."""
