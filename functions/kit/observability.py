@@ -23,6 +23,8 @@ from typing import Literal, TextIO
 from functions.kit.errors import DoorkeyError
 
 logger = logging.getLogger("doorkey")
+# Until `start_logging` says where to: else Python would write bare events to a command's terminal.
+logger.addHandler(logging.NullHandler())
 
 MAX_FRAMES = 6
 
