@@ -290,7 +290,12 @@ async def test_a_key_that_was_given_up_is_shown_as_failed_and_a_disabled_one_as_
 async def test_a_rejected_key_of_ours_is_named_by_which_it_was(stack: Stack, person: Person) -> None:
     async with api_with(stack, {"SUPABASE_PUBLISHABLE_KEY": "sb_publishable_of-nobody-at-all"}) as client:
         assert_problem(await client.get("/v1/me", headers=person.headers), 503, "publishable_key_rejected")
-    async with api_with(stack, {"SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all-here"}) as client:
+    wrong = {"SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all-here"}
+    async with api_with(stack, wrong) as client:
+        for route in OWN_ROUTES:
+            assert (await client.get(route, headers=person.headers)).status_code == 200, route
+    # Nothing to prove with, and so no other way to the secret.
+    async with api_with(stack, {**wrong, "DOORKEY_WEBHOOK_SECRETS": ""}) as client:
         assert (await client.get("/v1/me", headers=person.headers)).status_code == 200
         assert_problem(await client.get("/v1/me/key", headers=person.headers), 503, "service_key_rejected")
 
