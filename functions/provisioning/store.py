@@ -170,16 +170,8 @@ async def finish_key_deletion(
     database: Supabase, claim: Claim, *, request_id: str, session: Caller | None = None
 ) -> ProvisioningState:
     """Records that the key is no more; whoever is still here is due for a new one. Repeatable likewise."""
-    state = await database.call(
-        FINISH_KEY_DELETION,
-        {
-            "user_id": str(claim.user_id),
-            "attempt": claim.attempt,
-            "key_hash": claim.key_hash,
-            "request_id": request_id,
-        },
-        session=session,
-    )
+    about = {"user_id": str(claim.user_id), "attempt": claim.attempt, "key_hash": claim.key_hash}
+    state = await database.call(FINISH_KEY_DELETION, {**about, "request_id": request_id}, session=session)
     return ProvisioningState(state)
 
 
