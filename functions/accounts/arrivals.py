@@ -11,9 +11,10 @@ never does, its lease runs out and the sweep begins anew. See docs/decisions/001
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
-from functions.accounts.store import get_my_account
+from functions.accounts.store import create_my_profile, get_my_account
 from functions.clients.supabase import Supabase
 from functions.kit.errors import DoorkeyError, ProfileNotFound
 from functions.provisioning.states import ProvisioningState
@@ -49,6 +50,10 @@ class Arrivals:
         account = await get_my_account(self._database, session)
         if account is not None and not _is_due(account):
             return account
+        if account is None:
+            # Before the key, which is shown on it. A host's profiles may not want another row: no reason to stop.
+            with contextlib.suppress(DoorkeyError):
+                await create_my_profile(self._database, session)
         try:
             await self._provision(session, request_id)
         except DoorkeyError:

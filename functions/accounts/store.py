@@ -35,6 +35,11 @@ async def get_my_account(database: Supabase, session: Session) -> dict[str, Any]
     return account
 
 
+async def create_my_profile(database: Supabase, session: Session) -> bool:
+    """Enrols the caller, if they are served, and makes their missing profile; whether there is one now."""
+    return bool(await database.call(CREATE_MY_PROFILE, {}, session=session))
+
+
 async def reveal_key(database: Supabase, session: Session, *, request_id: str) -> SealedKey | None:
     """The sealed secret of the caller's key, noted as shown; None: no key."""
     arguments = {"user_id": str(session.user_id), "request_id": request_id}

@@ -61,13 +61,20 @@ def session_of(person: Person) -> Session:
 
 
 async def assert_provisioned_once(place: Stack, http: httpx.AsyncClient, person: Person) -> None:
-    """One key, known and limited; one welcome; a profile."""
+    """One key, known and limited; one welcome."""
     scene = Scene(place, http, person.user_id)
     keys = await scene.keys()
     assert len(keys) == 1
     assert await scene.known_hashes() == [key["hash"] for key in keys.values()]
     assert (await scene.row())["state"] == "ready"
     assert await scene.grants() == [WELCOME_MICROS]
+
+
+async def profile_of(place: Stack, person: Person) -> list[object]:
+    rows = await database_of(place).rows(
+        "select openrouter_provisioning_status as status from public.profiles where id = %s", (person.user_id,)
+    )
+    return [row["status"] for row in rows]
 
 
 async def mine(made: Sandbox, person: Person, path: str = "/v1/me") -> httpx.Response:
@@ -91,6 +98,7 @@ async def test_the_first_request_of_somebody_whom_no_trigger_saw_makes_all_they_
         body = answer.json()
         assert body[member] == expected, path
         assert path != "/v1/me/key" or body["secret"].startswith("sk-or-v1-")
+        assert await profile_of(place, person) == ["active"]
         await assert_provisioned_once(place, http, person)
 
 
