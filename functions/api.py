@@ -23,7 +23,8 @@ from functions.accounts import answers
 from functions.accounts.arrivals import Arrivals, is_pending
 from functions.accounts.store import request_rotation, reveal_key
 from functions.clients.outside import Clients, build_clients
-from functions.health.checks import Check, check_all
+from functions.health.checks import Check, worst_of
+from functions.health.examination import examine
 from functions.kit.errors import (
     BodyTooLarge,
     DoorkeyError,
@@ -210,11 +211,8 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
     @app.get("/health/ready", summary="Every dependency checked; for operators")
     async def ready(request: Request, response: Response, _: Annotated[object, Depends(OPERATOR_TOKEN)]) -> Readiness:
         _require_operator(request, settings)
-        checks = await check_all(clients.supabase, clients.openrouter, jwt_secret is not None)
-        states = {check.state for check in checks}
-        status: Literal["ok", "warning", "broken"] = (
-            "broken" if "broken" in states else "warning" if "warning" in states else "ok"
-        )
+        checks = await examine(settings, clients)
+        status = worst_of(checks)
         response.status_code = 503 if status == "broken" else 200
         return Readiness(status=status, checks=checks)
 

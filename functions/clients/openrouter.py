@@ -133,6 +133,14 @@ class ListedKey:
     created_at: datetime
 
 
+@dataclass(frozen=True)
+class AccountCredits:
+    """What the account has bought and spent since it exists, in micro-dollars."""
+
+    bought_micros: int
+    used_micros: int
+
+
 class OpenRouterAccount(Protocol):
     """What it takes to manage an account's keys; the functions' settings have it."""
 
@@ -230,13 +238,21 @@ class OpenRouter:
         except KeyNotFound:
             return
 
-    async def check(self) -> None:
-        """Asks whether the management key is good, by the cheapest call that only it may make.
+    async def read_credits(self) -> AccountCredits:
+        """What the account has: the cheapest call that only a management key may make.
 
         Raises:
-            OpenRouterError: it is not, or nobody can tell.
+            OpenRouterError: the key is not good, or nobody can tell.
         """
-        await self._send("GET", "/credits", None, expected=200)
+        answer = await self._send("GET", "/credits", None, expected=200)
+        try:
+            bought, used = (
+                round(Decimal(repr(answer["data"][name])) * MICROS_PER_DOLLAR)
+                for name in ("total_credits", "total_usage")
+            )
+        except (KeyError, TypeError, ValueError, ArithmeticError):
+            raise OpenRouterAnswerLost("GET credits: 200, but no credits") from None
+        return AccountCredits(bought_micros=bought, used_micros=used)
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None, expected: int) -> Any:
         try:

@@ -1,127 +1,173 @@
-"""What is wrong, and how to mend it. The API's /health/ready says it; the doctor and the console will say the same."""
+"""What a check is, and how checks are made: first all that is asked of others, side by side; then it is judged.
+
+The surprising thing: a check that hangs or crashes is a line like any other, and one that could not be made because
+something else is wrong is `skipped`. So whoever reads the lines finds the cause and not its consequences.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Literal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from functions.clients.openrouter import ManagementKeyRejected, OpenRouter
-from functions.clients.supabase import ServiceKeyRejected, Supabase
-from functions.health.store import get_health
 from functions.kit.errors import DoorkeyError
+from functions.kit.settings import Settings
 
-# A row that is due longer than this was missed by the hint and by the sweep.
-LATE_SECONDS = 300
+State = Literal["ok", "warning", "broken", "skipped"]
+# How long each question may take. Less than the functions' own time-outs: a check that hangs shall be named.
+ASK_SECONDS = 8.0
 
 
 class Check(BaseModel):
     """One thing that was looked at."""
 
     name: str
-    state: Literal["ok", "warning", "broken"]
+    state: State
     finding: str = Field(description="What was found, in a sentence.")
-    mend: str | None = Field(default=None, description="What to do about it.")
+    mend: str | None = Field(default=None, description="What to do about it: a command, or a page of the docs.")
 
 
-async def check_database(database: Supabase) -> list[Check]:
-    """The service key, the migrations, the triggers, the hints and the queue: one call."""
+class Finding(NamedTuple):
+    """What a judge says."""
+
+    state: State
+    finding: str
+    mend: str | None = None
+
+
+def ok(finding: str) -> Finding:
+    """All is well."""
+    return Finding("ok", finding)
+
+
+def warning(finding: str, mend: str) -> Finding:
+    """It works, and should be looked after."""
+    return Finding("warning", finding, mend)
+
+
+def broken(finding: str, mend: str) -> Finding:
+    """It does not work."""
+    return Finding("broken", finding, mend)
+
+
+def skipped(finding: str) -> Finding:
+    """It could not be looked at, or there is nothing to look at; the finding says why."""
+    return Finding("skipped", finding)
+
+
+class NotSeen(Exception):
+    """What a judge asks for could not be seen; the message says why. It is another check's business."""
+
+
+@dataclass
+class Facts:
+    """What was seen.
+
+    Attributes:
+        settings: of the functions.
+        seen: by the name of the question, its answer or the error in its place.
+        asked: by the name of the question, who was asked.
+        unusable: settings that can't be used; what needs them was not asked.
+    """
+
+    settings: Settings
+    seen: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
+    unusable: frozenset[str] = frozenset()
+
+    def answer(self, name: str) -> Any:
+        """What was answered.
+
+        Raises:
+            NotSeen: there was no answer.
+        """
+        found = self.seen[name]
+        if isinstance(found, NotSeen):
+            raise found
+        if isinstance(found, Exception):
+            raise NotSeen(f"Can't be seen: {self.asked[name]} did not tell.")
+        return found
+
+    def failure(self, name: str) -> Exception | None:
+        """Why there is no answer; None: there is one.
+
+        Raises:
+            NotSeen: it was not asked.
+        """
+        found = self.seen[name]
+        if isinstance(found, NotSeen):
+            raise found
+        return found if isinstance(found, Exception) else None
+
+
+class Question(NamedTuple):
+    """Something to be asked.
+
+    Attributes:
+        of: who is asked, for sentences.
+        needs: the settings without which nobody can.
+        ask: does it.
+    """
+
+    of: str
+    needs: tuple[str, ...]
+    ask: Callable[[], Awaitable[Any]]
+
+
+async def ask_all(facts: Facts, questions: Mapping[str, Question]) -> None:
+    """Asks everything at once, each for at most ASK_SECONDS, and notes the answers and the errors."""
+
+    async def ask(question: Question) -> Any:
+        lacking = [name for name in question.needs if name in facts.unusable]
+        if lacking:
+            return NotSeen(f"Not asked: {' and '.join(lacking)} can't be used.")
+        try:
+            return await asyncio.wait_for(question.ask(), ASK_SECONDS)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is one line and the others go on
+            return error
+
+    facts.asked.update({name: question.of for name, question in questions.items()})
+    answers = await asyncio.gather(*(ask(question) for question in questions.values()))
+    facts.seen.update(zip(questions, answers, strict=True))
+
+
+Judge = Callable[[Facts], Finding]
+
+
+def judge_all(facts: Facts, judges: Mapping[str, Judge]) -> list[Check]:
+    """One line for each judge, in their order."""
+    return [_line(name, _judged(judge, facts)) for name, judge in judges.items()]
+
+
+def _judged(judge: Judge, facts: Facts) -> Finding:
     try:
-        health = await get_health(database)
-    except ServiceKeyRejected as error:
-        return [_broken("database", error, "Set SUPABASE_SECRET_KEY to a secret key of this project.")]
-    except DoorkeyError as error:
-        return [_broken("database", error, "Check SUPABASE_URL, and that the migrations are applied.")]
-    checks = [Check(name="database", state="ok", finding="The database answers to the secret key.")]
-    checks.append(
-        Check(name="triggers", state="ok", finding="The triggers on auth.users are in place.")
-        if health["are_triggers_present"]
-        else Check(
-            name="triggers",
-            state="broken",
-            finding="A trigger on auth.users is missing or switched off: signups go unnoticed.",
-            mend="Apply the migrations again.",
+        return judge(facts)
+    except NotSeen as reason:
+        return skipped(str(reason))
+    except Exception as error:  # noqa: BLE001  as above
+        return broken(
+            f"The check itself failed ({type(error).__name__}).",
+            "Is the database as old or as new as the functions? If it is, report this as a fault of doorkey's.",
         )
-    )
-    if not health["is_pg_net_present"]:
-        hints = Check(
-            name="hints",
-            state="warning",
-            finding="pg_net is not installed: nobody hears of a signup until the next sweep.",
-            mend="Run `create extension pg_net with schema extensions`.",
-        )
-    elif not health["is_webhook_configured"]:
-        hints = Check(
-            name="hints",
-            state="warning",
-            finding="The webhook's address or secret is not stored in the database.",
-            mend="Run `doorkey connect`.",
-        )
-    else:
-        hints = Check(name="hints", state="ok", finding="The database can ring.")
-    checks.append(hints)
-    late_seconds = health["oldest_due_seconds"]
-    if health["is_any_dead"]:
-        queue = Check(
-            name="queue",
-            state="warning",
-            finding="Some users' provisioning was given up.",
-            mend="See doorkey.provisioning where state = 'dead'.",
-        )
-    elif late_seconds > LATE_SECONDS:
-        queue = Check(
-            name="queue",
-            state="warning",
-            finding=f"The oldest user who is due has waited {late_seconds} seconds.",
-            mend="Check that the webhook's address is right and the functions run.",
-        )
-    else:
-        queue = Check(name="queue", state="ok", finding=f"The longest wait is {late_seconds} seconds.")
-    return [*checks, queue]
 
 
-async def check_jwks(fetch_jwks: Callable[[], Awaitable[object]], is_hs256_configured: bool) -> list[Check]:
-    """Whether access tokens can be verified."""
-    try:
-        document = await fetch_jwks()
-    except DoorkeyError as error:
-        return [_broken("access_tokens", error, "Check SUPABASE_URL.")]
-    if isinstance(document, dict) and document.get("keys"):
-        return [Check(name="access_tokens", state="ok", finding="Auth publishes its signing keys.")]
-    if is_hs256_configured:
-        return [Check(name="access_tokens", state="ok", finding="Access tokens are verified with the JWT secret.")]
-    return [
-        Check(
-            name="access_tokens",
-            state="broken",
-            finding="Auth publishes no signing keys, so nobody's access token can be verified.",
-            mend="Switch the project to asymmetric signing keys, or set SUPABASE_JWT_SECRET.",
-        )
-    ]
+def _line(name: str, finding: Finding) -> Check:
+    return Check(name=name, state=finding.state, finding=finding.finding, mend=finding.mend)
 
 
-async def check_openrouter(openrouter: OpenRouter) -> list[Check]:
-    """Whether keys can be made."""
-    try:
-        await openrouter.check()
-    except ManagementKeyRejected as error:
-        return [_broken("openrouter", error, "Set OPENROUTER_MANAGEMENT_KEY to a valid management key.")]
-    except DoorkeyError as error:
-        return [_broken("openrouter", error, "Check OPENROUTER_BASE_URL and OpenRouter's status page.")]
-    return [Check(name="openrouter", state="ok", finding="OpenRouter accepts the management key.")]
+def sentence_of(error: Exception) -> str:
+    """Why there is no answer; never what a library says, which may quote what was sent."""
+    if isinstance(error, TimeoutError):
+        return f"There is no answer within {ASK_SECONDS:.0f} seconds."
+    if isinstance(error, DoorkeyError):
+        return error.sentence
+    return f"It failed in a way that nobody foresaw ({type(error).__name__})."
 
 
-async def check_all(database: Supabase, openrouter: OpenRouter, is_hs256_configured: bool) -> list[Check]:
-    """Every check, side by side."""
-    groups = await asyncio.gather(
-        check_database(database),
-        check_jwks(database.fetch_jwks, is_hs256_configured),
-        check_openrouter(openrouter),
-    )
-    return [check for group in groups for check in group]
-
-
-def _broken(name: str, error: DoorkeyError, mend: str) -> Check:
-    return Check(name=name, state="broken", finding=error.sentence, mend=mend)
+def worst_of(checks: Sequence[Check]) -> Literal["ok", "warning", "broken"]:
+    """The state of all together; what was skipped doesn't count."""
+    states = {check.state for check in checks}
+    return "broken" if "broken" in states else "warning" if "warning" in states else "ok"

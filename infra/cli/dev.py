@@ -34,7 +34,7 @@ async def run(console: Console, options: StackOptions) -> None:
         task = progress.add_task("Starting the stack")
         async with running_stack(options, lambda step: progress.update(task, description=f"Starting: {step}")) as stack:
             progress.stop()
-            announce(stack)
+            await announce(stack)
             console.print(_addresses(stack))
             console.print("Ctrl-C stops everything and removes it.\n", style="dim")
             followers = [

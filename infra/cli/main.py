@@ -26,6 +26,7 @@ from infra.cli import backfill as backfill_command
 from infra.cli import connect as connect_command
 from infra.cli import demo as demo_command
 from infra.cli import dev as dev_command
+from infra.cli import doctor as doctor_command
 from infra.cli import environment as environment_command
 from infra.cli import faults as faults_commands
 from infra.cli import redrive as redrive_command
@@ -119,6 +120,28 @@ def dev(
         raise typer.Exit(2)
     options = replace(_options(log_folder, latency_ms), ports=ports)
     _run(dev_command.run(console, options), interrupted_code=0)
+
+
+@app.command(epilog="Example: [bold]doorkey doctor --stage prod[/bold]")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs; docs/doctor.md says what is in it.")] = False,
+    env_file: EnvFilePath = None,
+    stage: Stage = None,
+    database_url: Annotated[
+        str | None, typer.Option(help="Without a password; one with it belongs into DATABASE_URL.")
+    ] = None,
+) -> None:
+    """Looks at everything that doorkey needs, and says of each thing whether it is well, and what mends it.
+
+    Without options it looks at what the shell's environment says, or else at the doorkey dev on this machine. Changes
+    nothing, and shows no secret. With DATABASE_URL, of role postgres, it sees the database even where a key is wrong.
+
+    The exit code is 0 when all is well, 1 when something should be looked after, and 2 when something is broken.
+    """
+    home = _home(env_file, stage, prints=False) if env_file is not None or stage is not None else None
+    # What is read by a program goes out alone.
+    work = doctor_command.run(errors if as_json else console, home, database_url, as_json=as_json)
+    _run(work, interrupted_code=130)
 
 
 @app.command(epilog="Example: [bold]doorkey redrive --error openrouter_refused[/bold]")

@@ -1,19 +1,22 @@
 """Which stacks of `doorkey dev` run on this machine, for commands that turn their switches.
 
-Each leaves a file with its addresses, and nothing secret, in its temporary folder; it goes away with the folder. One
-that was left by a killed stack is not believed.
+Each leaves two files in its temporary folder, which go away with it: its addresses, with nothing secret, and the
+functions' environment, for the eyes of the same user only. One that was left by a killed stack is not believed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from infra.connection.environments import EnvFile
 from infra.local.stack import Stack, living_folders
 
 ADDRESSES_FILE = "addresses.json"
+ENVIRONMENT_FILE = "functions.env"
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,11 @@ class Addresses:
         return _origin(url) in {_origin(own) for own in asdict(self).values()}
 
 
-def announce(stack: Stack) -> None:
-    """Leaves a stack's addresses for other commands, until its folder is removed."""
+async def announce(stack: Stack) -> None:
+    """Leaves a stack's addresses and environment for other commands, until its folder is removed."""
+    await EnvFile(stack.folder / ENVIRONMENT_FILE).write(
+        {**stack.functions_environment, "DATABASE_URL": stack.database_url}
+    )
     addresses = Addresses(stack.supabase_url, stack.openrouter_url, stack.functions_url)
     draft = stack.folder / f"{ADDRESSES_FILE}.new"
     draft.write_text(json.dumps(asdict(addresses)))
@@ -41,6 +47,13 @@ def running_stacks() -> list[Addresses]:
     """The stacks that announced themselves and still run."""
     found = (_read(folder / ADDRESSES_FILE) for folder in living_folders())
     return [addresses for addresses in found if addresses is not None]
+
+
+def environments_of_running() -> list[Path]:
+    """Env files of the functions of the stacks that this user runs, with DATABASE_URL."""
+    found = (folder / ENVIRONMENT_FILE for folder in living_folders())
+    # Somebody else could have put one there.
+    return [path for path in found if path.is_file() and path.stat().st_uid == os.getuid()]
 
 
 def _read(path: Path) -> Addresses | None:

@@ -1,4 +1,4 @@
--- What a person may see of their own, in one answer; and whether all is well, for operators.
+-- What a person may see of their own, in one answer.
 
 set local lock_timeout = '5s';
 set local statement_timeout = '60s';
@@ -94,29 +94,3 @@ language sql set search_path = ''
 as $$ select * from doorkey.reveal_key($1, $2); $$;
 revoke all on function public.reveal_key(uuid, text) from public, anon, authenticated, service_role;
 grant execute on function public.reveal_key(uuid, text) to service_role;
-
-create or replace function doorkey.health() returns jsonb
-language sql stable security definer set search_path = ''
-as $$
-  select jsonb_build_object(
-    'installed_at', s.installed_at,
-    'is_webhook_configured', s.webhook_url is not null and s.webhook_secret is not null,
-    'is_pg_net_present', to_regnamespace('net') is not null,
-    'are_triggers_present', (
-      select count(*) = 3 from pg_catalog.pg_trigger as t
-       where t.tgrelid = 'auth.users'::regclass and t.tgenabled <> 'D'
-         and t.tgname in ('zz_doorkey_user_created', 'zz_doorkey_user_updated', 'zz_doorkey_user_deleted')),
-    'oldest_due_seconds', (
-      select coalesce(floor(extract(epoch from now() - min(w.due_at))), 0)::bigint
-        from doorkey.provisioning as w where w.state = 'due' and w.due_at <= now()),
-    'is_any_dead', exists (select from doorkey.provisioning as w where w.state = 'dead'))
-  from doorkey.settings as s;
-$$;
-revoke all on function doorkey.health() from public, anon, authenticated, service_role;
-grant execute on function doorkey.health() to service_role;
-
-create or replace function public.get_doorkey_health() returns jsonb
-language sql stable set search_path = ''
-as $$ select doorkey.health(); $$;
-revoke all on function public.get_doorkey_health() from public, anon, authenticated, service_role;
-grant execute on function public.get_doorkey_health() to service_role;

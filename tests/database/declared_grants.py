@@ -121,6 +121,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "public.settle_credits(uuid, numeric, text, text, text, text)": ("service_role",),
     "public.release_credits(uuid, text)": ("service_role",),
     "public.expire_holds(integer, text)": ("service_role",),
+    "public.prove_webhook_secret(text)": ("service_role",),
     "public.get_doorkey_connection()": ("service_role",),
     "public.store_doorkey_connection(text, text, text, text)": ("service_role",),
     "public.count_sealed_secrets()": ("service_role",),
@@ -165,6 +166,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.settle_hold(uuid, uuid, numeric, text, text, text, text)": ("service_role",),
     "doorkey.release_hold(uuid, uuid, text)": ("service_role",),
     "doorkey.expire_holds(integer, text)": ("service_role",),
+    "doorkey.prove_webhook_secret(text)": ("service_role",),
     "doorkey.preview_backfill(uuid, uuid, timestamp with time zone, timestamp with time zone, integer)": (
         "service_role",
     ),
@@ -179,6 +181,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.reseal_secrets(text[], text[], text[], text)": ("service_role",),
     # Nobody's but ours.
     "doorkey.account_of(uuid)": (),
+    "doorkey.applied_migrations()": (),
     "doorkey.apply_entries()": (),
     "doorkey.backfill_ceiling()": (),
     "doorkey.backfill_room()": (),
@@ -205,6 +208,8 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.may_ask_openrouter()": (),
     "doorkey.next_old_users(uuid, uuid, timestamp with time zone, timestamp with time zone, integer)": (),
     "doorkey.note_trouble(text, uuid, text, text)": (),
+    "doorkey.open_doors()": (),
+    "doorkey.pg_net_health()": (),
     "doorkey.on_user_created()": (),
     "doorkey.on_user_deleted()": (),
     "doorkey.on_user_updated()": (),

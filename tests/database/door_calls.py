@@ -95,6 +95,7 @@ class Call:
         "profile_not_found",
         "hold_not_found",
         "proof_invalid",
+        "nonce_invalid",
         "null",
         "true",
     ]
@@ -109,6 +110,7 @@ REFUSALS = {
     "profile_not_found": 404,
     "hold_not_found": 404,
     "proof_invalid": 403,
+    "nonce_invalid": 422,
 }
 
 _CALLS = {
@@ -129,6 +131,7 @@ _CALLS = {
     "defer_provisioning": Call((NOBODY, 1, "door", 0, False, False, "door"), "lease_lost"),
     "reveal_key": Call((NOBODY, "door"), "nothing"),
     "health": Call((), "health"),
+    "prove_webhook_secret": Call(("door",), "nonce_invalid"),
     "preview_backfill": Call((None, NOBODY, None, None, 0), "page_out_of_range"),
     "backfill_users": Call((None, NOBODY, None, None, 0, 1, "door"), "page_out_of_range"),
     "backfill_progress": Call((), "progress"),

@@ -63,7 +63,7 @@ ACTS: dict[str, Callable[[OpenRouter], Any]] = {
     "create": lambda client: client.create_key("doorkey-app-1", 5_000_000),
     "limit": lambda client: client.update_key(HASH, limit_micros=1, is_enabled=True),
     "delete": lambda client: client.delete_key(HASH),
-    "check": lambda client: client.check(),
+    "credits": lambda client: client.read_credits(),
 }
 ERROR_BODY = json.dumps({"error": {"code": 0, "message": "somebody@example.com"}})
 BODIES = {
@@ -108,7 +108,7 @@ async def test_every_status_has_its_name_whatever_the_body(
 @pytest.mark.parametrize(
     ("act", "expected"),
     [
-        ("create", ManagementKeyForbidden), ("check", ManagementKeyForbidden),
+        ("create", ManagementKeyForbidden), ("credits", ManagementKeyForbidden),
         ("limit", OpenRouterRefused), ("delete", OpenRouterRefused),
     ],
 )  # fmt: skip

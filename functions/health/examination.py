@@ -1,0 +1,124 @@
+"""All that the functions can find out about themselves. The API's /health/ready and `doorkey doctor` say the same.
+
+The doctor asks some more, where it runs: which migrations there ought to be, and whether the functions answer.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from functions.clients.outside import Clients
+from functions.clients.project import is_captcha_on, try_key
+from functions.connection.store import count_sealed_secrets
+from functions.health import database, outside
+from functions.health.checks import (
+    Check,
+    Facts,
+    Finding,
+    Judge,
+    Question,
+    ask_all,
+    broken,
+    judge_all,
+    ok,
+    skipped,
+)
+from functions.health.store import get_health, prove_webhook_secret
+from functions.kit.clock import Clock, system_clock
+from functions.kit.settings import Settings
+
+DATABASE = "the database"
+SUPABASE_URL, SECRET_KEY, PUBLISHABLE_KEY = "SUPABASE_URL", "SUPABASE_SECRET_KEY", "SUPABASE_PUBLISHABLE_KEY"
+
+
+def questions(settings: Settings, clients: Clients, clock: Clock = system_clock) -> dict[str, Question]:
+    """What is asked of Supabase and OpenRouter. Nothing is changed, and nobody is signed up."""
+    supabase, url = clients.supabase, settings.supabase_url
+    publishable = settings.supabase_publishable_key.get_secret_value()
+    secret = settings.supabase_secret_key.get_secret_value()
+
+    async def report() -> database.Report:
+        before = clock()
+        values = await get_health(supabase)
+        return timed_report(values, before, clock())
+
+    async def captcha() -> bool:
+        return settings.doorkey_forwards_caller_address and await is_captcha_on(clients.http, url, publishable)
+
+    project = (SUPABASE_URL,)
+    with_secret, with_publishable = (*project, SECRET_KEY), (*project, PUBLISHABLE_KEY)
+    account = ("OPENROUTER_MANAGEMENT_KEY", "OPENROUTER_BASE_URL")
+    return {
+        "signing_keys": Question("Auth", project, supabase.fetch_jwks),
+        "publishable_key": Question("the gateway", with_publishable, lambda: try_key(clients.http, url, publishable)),
+        "secret_key": Question("the gateway", with_secret, lambda: try_key(clients.http, url, secret)),
+        "report": Question(DATABASE, with_secret, report),
+        "webhook_proof": Question(DATABASE, with_secret, lambda: prove_webhook_secret(supabase)),
+        "sealed_secrets": Question(DATABASE, with_secret, lambda: count_sealed_secrets(supabase)),
+        "captcha": Question("Auth", with_publishable, captcha),
+        "credits": Question("OpenRouter", account, clients.openrouter.read_credits),
+    }
+
+
+async def ask_everybody(facts: Facts, clients: Clients) -> None:
+    """Fills the facts with all that the functions can find out."""
+    await ask_all(facts, questions(facts.settings, clients))
+    report = facts.seen["report"]
+    facts.seen["values"] = report.values if isinstance(report, database.Report) else report
+    facts.asked["values"] = DATABASE
+
+
+def timed_report(values: dict[str, Any], before: float, after: float) -> database.Report:
+    """A report that was asked for and answered at these moments of our clock, in seconds."""
+    told = datetime.fromisoformat(values["now"]).timestamp()
+    return database.Report(values, told - (before + after) / 2, (after - before) / 2)
+
+
+def judge_database(facts: Facts) -> Finding:
+    """Whether the functions get in; nothing to add where nobody answers."""
+    outside.require_supabase(facts)
+    return database.judge_database(facts)
+
+
+def judge_sealing_keys(facts: Facts) -> Finding:
+    """Whether the stored secrets can be opened."""
+    if "DOORKEY_SEALING_KEYS" in facts.unusable:
+        return skipped("Not compared: DOORKEY_SEALING_KEYS can't be used.")
+    configured = {key.key_id for key in facts.settings.sealing_keys}
+    counts: dict[str, int] = facts.answer("sealed_secrets")
+    lost = {key_id: count for key_id, count in counts.items() if key_id not in configured}
+    if lost:
+        return broken(
+            f"{sum(lost.values())} users' keys are sealed with {', '.join(sorted(lost))}, which is not in "
+            "DOORKEY_SEALING_KEYS: they can't be shown.",
+            "docs/operations.md#the-sealing-key   (put the old key back behind the others)",
+        )
+    return ok(f"All {sum(counts.values())} stored keys can be opened.")
+
+
+def judge_credits(facts: Facts) -> Finding:
+    """Whether what users may spend is there."""
+    return outside.judge_openrouter_credits(facts, database.values_of(facts)["keys"])
+
+
+JUDGES: dict[str, Judge] = {
+    "supabase": outside.judge_supabase,
+    "publishable_key": outside.judge_publishable_key,
+    "secret_key": outside.judge_secret_key,
+    "access_tokens": outside.judge_access_tokens,
+    "caller_address": outside.judge_caller_address,
+    "database": judge_database,
+    "clock": database.judge_clock,
+    **database.OF_THE_REPORT,
+    "sealing_keys": judge_sealing_keys,
+    "openrouter": outside.judge_openrouter,
+    "openrouter_credits": judge_credits,
+}
+
+
+async def examine(settings: Settings, clients: Clients) -> list[Check]:
+    """Every check that the functions can make, side by side."""
+    facts = Facts(settings)
+    await ask_everybody(facts, clients)
+    return judge_all(facts, JUDGES)

@@ -1,0 +1,172 @@
+"""What is judged from the answers of systems outside: Supabase's gateway and Auth, and OpenRouter."""
+
+from __future__ import annotations
+
+import httpx
+
+from functions.clients.openrouter import AccountCredits, ManagementKeyRejected
+from functions.clients.project import KeyAnswer
+from functions.health.checks import Facts, Finding, NotSeen, broken, ok, sentence_of, skipped, warning
+
+KEYS_PAGE = "dashboard, Project Settings, API Keys"
+MANAGEMENT_KEYS_PAGE = "https://openrouter.ai/settings/management-keys"
+CREDITS_PAGE = "https://openrouter.ai/settings/credits"
+MICROS_PER_DOLLAR = 1_000_000
+
+
+def judge_supabase(facts: Facts) -> Finding:
+    """Whether anybody answers."""
+    error = facts.failure("signing_keys")
+    if error is None or not _is_unreachable(error):
+        return ok("Somebody answers at SUPABASE_URL.")
+    return broken(
+        "Nobody answers at SUPABASE_URL." if not isinstance(error, TimeoutError) else sentence_of(error),
+        "Set SUPABASE_URL to the project's address (dashboard, Project Settings, Data API). Is the project paused?",
+    )
+
+
+def _is_unreachable(error: Exception) -> bool:
+    return isinstance(error, TimeoutError) or isinstance(error.__cause__, httpx.TransportError)
+
+
+def require_supabase(facts: Facts) -> None:
+    """For what can only be judged when somebody answers.
+
+    Raises:
+        NotSeen: nobody does.
+    """
+    error = facts.failure("signing_keys")
+    if error is not None and not isinstance(error, TimeoutError) and _is_unreachable(error):
+        raise NotSeen("Can't be seen: nobody answers at SUPABASE_URL.")
+
+
+def judge_access_tokens(facts: Facts) -> Finding:
+    """Whether access tokens can be verified."""
+    require_supabase(facts)
+    error = facts.failure("signing_keys")
+    if error is not None:
+        return broken(
+            f"Auth's signing keys can't be read, so nobody's access token can be verified. {sentence_of(error)}",
+            "Is SUPABASE_URL the project's address, without a path? https://status.supabase.com",
+        )
+    if facts.answer("signing_keys").get("keys"):
+        return ok("Auth publishes its signing keys.")
+    if facts.settings.supabase_jwt_secret is not None:
+        return ok("Access tokens are verified with SUPABASE_JWT_SECRET.")
+    return broken(
+        "Auth publishes no signing keys, so nobody's access token can be verified.",
+        "Switch the project to asymmetric signing keys (dashboard, Project Settings, JWT Keys), or set "
+        "SUPABASE_JWT_SECRET",
+    )
+
+
+def judge_publishable_key(facts: Facts) -> Finding:
+    """Whether people can get in with their own token."""
+    require_supabase(facts)
+    problem = _rejected(facts, "publishable_key", "SUPABASE_PUBLISHABLE_KEY")
+    if problem is not None:
+        return broken(
+            f"{problem} Nobody who is signed in is served.",
+            f"Set SUPABASE_PUBLISHABLE_KEY to the publishable key ({KEYS_PAGE}), and deploy",
+        )
+    return ok("Supabase accepts the publishable key: people get in with their own token.")
+
+
+def judge_secret_key(facts: Facts) -> Finding:
+    """Whether the functions can get in for everybody; names what still works where they can't."""
+    require_supabase(facts)
+    problem = _rejected(facts, "secret_key", "SUPABASE_SECRET_KEY")
+    if problem is not None:
+        is_other_good = facts.seen["publishable_key"] is KeyAnswer.ACCEPTED
+        rest = "only what people ask with their own token goes on" if is_other_good else "nothing goes on"
+        return broken(
+            f"{problem} Webhooks and sweeps wait; {rest}.",
+            f"Set SUPABASE_SECRET_KEY to a secret key ({KEYS_PAGE}), and deploy: "
+            "docs/operations.md#the-secret-key-of-supabase",
+        )
+    if _is_legacy(facts, "publishable") and _is_legacy(facts, "secret"):
+        return warning(
+            "Both keys are legacy ones, and Supabase switches those off as a pair: then nobody gets in any more.",
+            f"Set SUPABASE_SECRET_KEY and SUPABASE_PUBLISHABLE_KEY to sb_ keys ({KEYS_PAGE}), and deploy",
+        )
+    return ok("Supabase accepts the secret key: everything goes by it.")
+
+
+def _rejected(facts: Facts, question: str, variable: str) -> str | None:
+    error = facts.failure(question)
+    if error is not None:
+        return f"Whether Supabase accepts {variable} is open. {sentence_of(error)}"
+    answer = facts.answer(question)
+    if answer is KeyAnswer.LEGACY_OFF:
+        return f"{variable} is a legacy key, and those are switched off in this project."
+    if answer is KeyAnswer.REJECTED:
+        return f"Supabase rejects {variable}: deleted, mistyped, or another project's."
+    return None
+
+
+def _is_legacy(facts: Facts, which: str) -> bool:
+    key = facts.settings.supabase_secret_key if which == "secret" else facts.settings.supabase_publishable_key
+    return key.get_secret_value().startswith("eyJ")
+
+
+def judge_caller_address(facts: Facts) -> Finding:
+    """Whether Auth's rate limits count callers, as far as it can be seen from outside."""
+    if "DOORKEY_FORWARDS_CALLER_ADDRESS" in facts.unusable:
+        return skipped("Not judged: DOORKEY_FORWARDS_CALLER_ADDRESS can't be used.")
+    if not facts.settings.doorkey_forwards_caller_address:
+        return ok("Callers' addresses are not forwarded: all signups through doorkey share one of Auth's limits.")
+    if _is_legacy(facts, "secret"):
+        return broken(
+            "Callers' addresses are forwarded with a legacy key, from which Auth doesn't take them.",
+            f"Set SUPABASE_SECRET_KEY to an sb_secret_ key ({KEYS_PAGE}), or DOORKEY_FORWARDS_CALLER_ADDRESS to false",
+        )
+    require_supabase(facts)
+    if facts.answer("captcha"):
+        return broken(
+            "The project asks for a CAPTCHA, and signups through doorkey go round it.",
+            "Set DOORKEY_FORWARDS_CALLER_ADDRESS to false, and deploy",
+        )
+    return ok(
+        "Callers' addresses are forwarded. Whether the project takes them can't be seen from here: dashboard, "
+        "Authentication, Rate Limits, IP Address Forwarding."
+    )
+
+
+def judge_openrouter(facts: Facts) -> Finding:
+    """Whether keys can be made."""
+    error = facts.failure("credits")
+    if error is None:
+        return ok("OpenRouter accepts the management key.")
+    if isinstance(error, ManagementKeyRejected):
+        return broken(sentence_of(error), f"Set OPENROUTER_MANAGEMENT_KEY to a management key: {MANAGEMENT_KEYS_PAGE}")
+    return broken(sentence_of(error), "Check OPENROUTER_BASE_URL, and https://status.openrouter.ai")
+
+
+def judge_openrouter_credits(facts: Facts, keys: dict[str, int]) -> Finding:
+    """Whether what users may spend is there.
+
+    Args:
+        facts: with the account's credits.
+        keys: the database's live keys, and what they may still spend.
+    """
+    account: AccountCredits = facts.answer("credits")
+    left = account.bought_micros - account.used_micros
+    if left <= 0:
+        return broken(
+            "The OpenRouter account has no credits, or the key is no management key: users' keys can't be used.",
+            f"Buy credits: {CREDITS_PAGE}",
+        )
+    has = f"The OpenRouter account has {_dollars(left)}"
+    if keys["spendable_micros"] > left:
+        return warning(
+            f"{has}, and the users' {keys['live']} live keys may still spend {_dollars(keys['spendable_micros'])}.",
+            f"Buy credits: {CREDITS_PAGE}",
+        )
+    uncapped = f", and {keys['uncapped']} have no limit" if keys["uncapped"] else ""
+    return ok(
+        f"{has}; the users' {keys['live']} live keys may still spend {_dollars(keys['spendable_micros'])}{uncapped}."
+    )
+
+
+def _dollars(micros: int) -> str:
+    return f"${micros / MICROS_PER_DOLLAR:,.2f}"
