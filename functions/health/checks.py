@@ -88,7 +88,7 @@ class Facts:
         if isinstance(found, NotSeen):
             raise found
         if isinstance(found, Exception):
-            raise NotSeen(f"Can't be seen: {self.asked[name]} did not tell.")
+            raise NotSeen(f"Not seen: {self.asked[name]} could not be asked.")
         return found
 
     def failure(self, name: str) -> Exception | None:

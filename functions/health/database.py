@@ -17,11 +17,13 @@ LATE_SECONDS = 300
 SKEWED_SECONDS = 30
 HINTS_REFUSED_SECONDS = 300
 MANY_WAITING = 1000
+# The Data API doesn't know the function; Postgres doesn't.
+NOT_THERE_CODES = ("PGRST202", "42883")
 MAX_NAMES = 5
 
 PUSH = "npx supabase db push --db-url ADDRESS   (README, Put it to work, 3)"
 # Migrations can be repeated, and `db push` would think that there is nothing to do.
-REPEAT = 'for file in supabase/migrations/*.sql; do psql "$DATABASE_URL" -q -1 -f "$file"; done   (harmless)'
+REPEAT = 'for f in supabase/migrations/*; do psql "$DATABASE_URL" -1qf "$f"; done   (they can be repeated)'
 TRIGGERS = {
     "zz_doorkey_user_created": "signups go unnoticed",
     "zz_doorkey_user_updated": "confirmed addresses, bans and their ends go unnoticed",
@@ -30,7 +32,7 @@ TRIGGERS = {
 HELD_MENDS = {
     "management_key_rejected": "docs/operations.md#the-management-key-of-openrouter",
     "management_key_forbidden": "docs/operations.md#the-management-key-of-openrouter",
-    "openrouter_account_empty": "Buy credits: https://openrouter.ai/settings/credits",
+    "openrouter_account_empty": "Buy credits   (https://openrouter.ai/settings/credits)",
 }
 
 
@@ -58,9 +60,9 @@ def judge_database(facts: Facts) -> Finding:
         return skipped("The secret key is rejected; see secret_key.")
     if isinstance(error, RlsDenied):
         return broken("The secret key is good, but a grant on doorkey's functions is missing.", REPEAT)
-    if "PGRST202" in getattr(error, "private", ""):
+    if any(code in getattr(error, "private", "") for code in NOT_THERE_CODES):
         return broken("The Data API knows no doorkey in this database, or an older one.", PUSH)
-    return broken(sentence_of(error), "docs/errors.md, and https://status.supabase.com")
+    return broken(sentence_of(error), "docs/errors.md   (and https://status.supabase.com)")
 
 
 def values_of(facts: Facts) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def judge_pg_net(facts: Facts) -> Finding:
     if found is None:
         return warning(
             "pg_net is not installed: nobody hears of a signup until the next sweep.",
-            "create extension pg_net with schema extensions;   (as postgres, in the SQL editor)",
+            "create extension pg_net with schema extensions;   (as postgres)",
         )
     if found["is_worker_up"] is False:
         return broken(
@@ -148,7 +150,7 @@ def judge_webhook_secret(facts: Facts) -> Finding:
     if place is None:
         return broken(
             "The database signs with a secret that is not in DOORKEY_WEBHOOK_SECRETS: its hints are refused.",
-            "docs/operations.md#the-signing-secret   (doorkey connect, with the environment of the functions)",
+            "docs/operations.md#the-signing-secret   (is this the functions' environment? then doorkey connect)",
         )
     if place > 0:
         return ok("The database signs with the second of the functions' secrets: a rotation is half done.")
@@ -162,7 +164,7 @@ def judge_sweep(facts: Facts) -> Finding:
     invoke = "node_modules/.bin/osls invoke --stage STAGE --function sweep   (docs/operations.md#sweep-late)"
     if ago is None:
         if installed <= LATE_SECONDS:
-            return ok(f"doorkey is installed since {_ago(installed)}; the first sweep is to come.")
+            return ok(f"doorkey was installed {_ago(installed)} ago; the first sweep is still to come.")
         return broken("No sweep has ever run. Are the functions deployed?", "make deploy STAGE=STAGE")
     if ago > LATE_SECONDS:
         return broken(f"The last sweep began {_ago(ago)} ago; there should be one each minute.", invoke)

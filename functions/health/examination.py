@@ -94,7 +94,8 @@ def judge_sealing_keys(facts: Facts) -> Finding:
             "DOORKEY_SEALING_KEYS: they can't be shown.",
             "docs/operations.md#the-sealing-key   (put the old key back behind the others)",
         )
-    return ok(f"All {sum(counts.values())} stored keys can be opened.")
+    stored = sum(counts.values())
+    return ok(f"All {stored} stored keys can be opened." if stored else "No user's key is stored yet.")
 
 
 def judge_credits(facts: Facts) -> Finding:

@@ -6,38 +6,44 @@ import httpx
 
 from functions.clients.openrouter import AccountCredits, ManagementKeyRejected
 from functions.clients.project import KeyAnswer
-from functions.health.checks import Facts, Finding, NotSeen, broken, ok, sentence_of, skipped, warning
+from functions.health.checks import ASK_SECONDS, Facts, Finding, NotSeen, broken, ok, sentence_of, skipped, warning
 
 KEYS_PAGE = "dashboard, Project Settings, API Keys"
+URL_PAGE = "dashboard, Project Settings, Data API"
 MANAGEMENT_KEYS_PAGE = "https://openrouter.ai/settings/management-keys"
 CREDITS_PAGE = "https://openrouter.ai/settings/credits"
 MICROS_PER_DOLLAR = 1_000_000
 
 
 def judge_supabase(facts: Facts) -> Finding:
-    """Whether anybody answers."""
+    """Whether a project is there."""
     error = facts.failure("signing_keys")
-    if error is None or not _is_unreachable(error):
-        return ok("Somebody answers at SUPABASE_URL.")
-    return broken(
-        "Nobody answers at SUPABASE_URL." if not isinstance(error, TimeoutError) else sentence_of(error),
-        "Set SUPABASE_URL to the project's address (dashboard, Project Settings, Data API). Is the project paused?",
-    )
+    if not _is_away(facts):
+        return ok("A project answers at SUPABASE_URL.")
+    if isinstance(error, TimeoutError):
+        found = f"SUPABASE_URL gives no answer within {ASK_SECONDS:.0f} seconds."
+    elif error is not None and isinstance(error.__cause__, httpx.TransportError):
+        found = "Nobody answers at SUPABASE_URL."
+    else:
+        found = "What answers at SUPABASE_URL is no Supabase project, or it is out of order."
+    return broken(found, f"SUPABASE_URL=https://<project>.supabase.co   ({URL_PAGE}; is the project paused?)")
 
 
-def _is_unreachable(error: Exception) -> bool:
-    return isinstance(error, TimeoutError) or isinstance(error.__cause__, httpx.TransportError)
+def _is_away(facts: Facts) -> bool:
+    """Whether nothing of all that was asked there was answered."""
+    asked = [facts.seen[name] for name in ("signing_keys", "publishable_key", "secret_key")]
+    return all(isinstance(answer, Exception) for answer in asked)
 
 
 def require_supabase(facts: Facts) -> None:
     """For what can only be judged when somebody answers.
 
     Raises:
-        NotSeen: nobody does.
+        NotSeen: nobody does, or nobody was asked.
     """
-    error = facts.failure("signing_keys")
-    if error is not None and not isinstance(error, TimeoutError) and _is_unreachable(error):
-        raise NotSeen("Can't be seen: nobody answers at SUPABASE_URL.")
+    facts.failure("signing_keys")
+    if _is_away(facts):
+        raise NotSeen("Not seen: the project doesn't answer; see supabase.")
 
 
 def judge_access_tokens(facts: Facts) -> Finding:
@@ -47,7 +53,7 @@ def judge_access_tokens(facts: Facts) -> Finding:
     if error is not None:
         return broken(
             f"Auth's signing keys can't be read, so nobody's access token can be verified. {sentence_of(error)}",
-            "Is SUPABASE_URL the project's address, without a path? https://status.supabase.com",
+            "https://status.supabase.com   (or is SUPABASE_URL not the project's address alone?)",
         )
     if facts.answer("signing_keys").get("keys"):
         return ok("Auth publishes its signing keys.")
@@ -55,8 +61,7 @@ def judge_access_tokens(facts: Facts) -> Finding:
         return ok("Access tokens are verified with SUPABASE_JWT_SECRET.")
     return broken(
         "Auth publishes no signing keys, so nobody's access token can be verified.",
-        "Switch the project to asymmetric signing keys (dashboard, Project Settings, JWT Keys), or set "
-        "SUPABASE_JWT_SECRET",
+        "Switch to asymmetric signing keys, or set SUPABASE_JWT_SECRET   (dashboard, Project Settings, JWT Keys)",
     )
 
 
@@ -67,7 +72,7 @@ def judge_publishable_key(facts: Facts) -> Finding:
     if problem is not None:
         return broken(
             f"{problem} Nobody who is signed in is served.",
-            f"Set SUPABASE_PUBLISHABLE_KEY to the publishable key ({KEYS_PAGE}), and deploy",
+            f"Set SUPABASE_PUBLISHABLE_KEY to the publishable key, and deploy   ({KEYS_PAGE})",
         )
     return ok("Supabase accepts the publishable key: people get in with their own token.")
 
@@ -81,13 +86,13 @@ def judge_secret_key(facts: Facts) -> Finding:
         rest = "only what people ask with their own token goes on" if is_other_good else "nothing goes on"
         return broken(
             f"{problem} Webhooks and sweeps wait; {rest}.",
-            f"Set SUPABASE_SECRET_KEY to a secret key ({KEYS_PAGE}), and deploy: "
-            "docs/operations.md#the-secret-key-of-supabase",
+            f"Set SUPABASE_SECRET_KEY to a secret key, and deploy   ({KEYS_PAGE}; "
+            "docs/operations.md#the-secret-key-of-supabase)",
         )
     if _is_legacy(facts, "publishable") and _is_legacy(facts, "secret"):
         return warning(
             "Both keys are legacy ones, and Supabase switches those off as a pair: then nobody gets in any more.",
-            f"Set SUPABASE_SECRET_KEY and SUPABASE_PUBLISHABLE_KEY to sb_ keys ({KEYS_PAGE}), and deploy",
+            f"Set both to sb_secret_ and sb_publishable_ keys, and deploy   ({KEYS_PAGE})",
         )
     return ok("Supabase accepts the secret key: everything goes by it.")
 
@@ -114,11 +119,14 @@ def judge_caller_address(facts: Facts) -> Finding:
     if "DOORKEY_FORWARDS_CALLER_ADDRESS" in facts.unusable:
         return skipped("Not judged: DOORKEY_FORWARDS_CALLER_ADDRESS can't be used.")
     if not facts.settings.doorkey_forwards_caller_address:
-        return ok("Callers' addresses are not forwarded: all signups through doorkey share one of Auth's limits.")
+        return ok(
+            "Callers' addresses are not forwarded: signups through doorkey share one of Auth's rate limits. "
+            "DOORKEY_FORWARDS_CALLER_ADDRESS would change that."
+        )
     if _is_legacy(facts, "secret"):
         return broken(
             "Callers' addresses are forwarded with a legacy key, from which Auth doesn't take them.",
-            f"Set SUPABASE_SECRET_KEY to an sb_secret_ key ({KEYS_PAGE}), or DOORKEY_FORWARDS_CALLER_ADDRESS to false",
+            f"Set SUPABASE_SECRET_KEY to an sb_secret_ key, and deploy   ({KEYS_PAGE})",
         )
     require_supabase(facts)
     if facts.answer("captcha"):
@@ -138,8 +146,11 @@ def judge_openrouter(facts: Facts) -> Finding:
     if error is None:
         return ok("OpenRouter accepts the management key.")
     if isinstance(error, ManagementKeyRejected):
-        return broken(sentence_of(error), f"Set OPENROUTER_MANAGEMENT_KEY to a management key: {MANAGEMENT_KEYS_PAGE}")
-    return broken(sentence_of(error), "Check OPENROUTER_BASE_URL, and https://status.openrouter.ai")
+        return broken(
+            sentence_of(error),
+            f"Set OPENROUTER_MANAGEMENT_KEY to a management key, and deploy   ({MANAGEMENT_KEYS_PAGE})",
+        )
+    return broken(sentence_of(error), "https://status.openrouter.ai   (or is OPENROUTER_BASE_URL wrong?)")
 
 
 def judge_openrouter_credits(facts: Facts, keys: dict[str, int]) -> Finding:
@@ -154,14 +165,16 @@ def judge_openrouter_credits(facts: Facts, keys: dict[str, int]) -> Finding:
     if left <= 0:
         return broken(
             "The OpenRouter account has no credits, or the key is no management key: users' keys can't be used.",
-            f"Buy credits: {CREDITS_PAGE}",
+            f"Buy credits   ({CREDITS_PAGE})",
         )
     has = f"The OpenRouter account has {_dollars(left)}"
     if keys["spendable_micros"] > left:
         return warning(
             f"{has}, and the users' {keys['live']} live keys may still spend {_dollars(keys['spendable_micros'])}.",
-            f"Buy credits: {CREDITS_PAGE}",
+            f"Buy credits   ({CREDITS_PAGE})",
         )
+    if not keys["live"]:
+        return ok(f"{has}; no user has a live key yet.")
     uncapped = f", and {keys['uncapped']} have no limit" if keys["uncapped"] else ""
     return ok(
         f"{has}; the users' {keys['live']} live keys may still spend {_dollars(keys['spendable_micros'])}{uncapped}."

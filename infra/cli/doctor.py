@@ -5,9 +5,9 @@ The exit code says how bad it is, for scripts: 0 all is well, 1 something should
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import textwrap
 
 import typer
 from rich.console import Console
@@ -57,34 +57,55 @@ async def run(console: Console, home: Home | None, database_url: str | None, *, 
         typer.echo(json.dumps(report, indent=1))
     else:
         console.print(f"doorkey doctor, looking at {place.name}\n", highlight=False)
-        console.print(_table(checks))
+        _show(console, checks)
         console.print(conclusion(checks), highlight=False)
     raise typer.Exit(EXIT_CODES[status])
 
 
-def _table(checks: list[Check]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column()
+def _show(console: Console, checks: list[Check]) -> None:
+    """A table, and below each row that isn't ok what mends it: unbroken, so that it can be copied."""
+    rows = _folded(checks)
+    state_width = max(len(check.state) for check in rows)
+    name_width = max(len(check.name) for check in rows)
+    for has_mend, together in itertools.groupby(rows, key=lambda check: check.mend is not None):
+        for several in [[check] for check in together] if has_mend else [list(together)]:
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+            table.add_column(no_wrap=True, min_width=state_width)
+            table.add_column(no_wrap=True, min_width=name_width)
+            table.add_column()
+            for check in several:
+                state = check.state.upper() if check.state == "broken" else check.state
+                table.add_row(Text(state, style=STYLES[check.state]), check.name, Text(check.finding))
+            console.print(table)
+            for act, _, remark in (line.partition("   ") for line in (several[0].mend or "").splitlines()):
+                console.print(Text(f"  -> {act}", style="bold"), soft_wrap=True)
+                if remark:
+                    console.print(Text(f"     {remark}", style="dim"), soft_wrap=True)
+
+
+def _folded(checks: list[Check]) -> list[Check]:
+    """Those that were skipped for one reason as one line, behind all others: they are nothing to be read."""
+    skipped: dict[str, list[str]] = {}
     for check in checks:
-        text = Text(check.finding)
-        if check.mend:
-            text.append("\n" + textwrap.indent(check.mend, "-> "), style="bold")
-        state = check.state.upper() if check.state == "broken" else check.state
-        table.add_row(Text(state, style=STYLES[check.state]), check.name, text)
-    return table
+        if check.state == "skipped":
+            skipped.setdefault(check.finding, []).append(check.name)
+    told = [check for check in checks if check.state != "skipped"]
+    return told + [
+        Check(name=names[0], state="skipped", finding=finding)
+        if len(names) == 1
+        else Check(name=f"{len(names)} checks", state="skipped", finding=f"{finding} ({', '.join(names)})")
+        for finding, names in skipped.items()
+    ]
 
 
 def conclusion(checks: list[Check]) -> str:
     """What a person does next, in a sentence or two."""
     counts = {state: [check.name for check in checks if check.state == state] for state in STYLES}
-    skipped = f" {len(counts['skipped'])} could not be looked at." if counts["skipped"] else ""
     if counts["broken"]:
-        first = counts["broken"][0]
-        others = f", and {len(counts['broken']) - 1} more" if counts["broken"][1:] else ""
-        again = f"Mend {first} first, then run this again: it may be what the others need."
-        return f"\nBroken: {first}{others}. {again}{skipped}"
+        first, *others = counts["broken"]
+        if not others:
+            return f"\nBroken: {first}. Mend it, then run this again."
+        return f"\nBroken: {first} and {len(others)} more. Mend {first} first, then run this again: others may need it."
     if counts["warning"]:
-        return f"\nIt works. To be looked after: {', '.join(counts['warning'])}.{skipped}"
+        return f"\nIt works. To be looked after: {', '.join(counts['warning'])}."
     return "\nAll is well."

@@ -47,7 +47,7 @@ async def find_place(home: Home | None, database_url: str | None) -> Place:
         return Place("the environment of this shell", given, database_url or os.environ.get(DATABASE_URL))
     running = environments_of_running()
     if not running:
-        return Place("nothing", {}, database_url or os.environ.get(DATABASE_URL))
+        return Place("what is there", {}, database_url or os.environ.get(DATABASE_URL))
     if len(running) > 1:
         known = "\n".join(f"  --env-file {path}" for path in running)
         raise CannotGoOn(f"Several doorkey dev run on this machine. Say which:\n{known}")

@@ -34,7 +34,7 @@ MENDS = {
     "DOORKEY_WEBHOOK_SECRETS": "doorkey connect   (makes them)",
 }
 NOTHING_SET = "None of the settings is given, and no doorkey dev runs on this machine."
-WHERE_FROM = 'eval "$(doorkey environment --stage STAGE)", or doorkey doctor --env-file FILE, or doorkey dev'
+WHERE_FROM = "doorkey doctor --stage STAGE   (or --env-file FILE, or start doorkey dev in another terminal)"
 
 
 @dataclass(frozen=True, repr=False)
