@@ -33,8 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         module = item.path.relative_to(CHECKOUT / "tests").as_posix()
         group = next((name for name in TOGETHER if module.startswith(f"{name}/")), module)
-        if "installation" in getattr(item, "fixturenames", ()):
-            group = "installation"
+        for own_stack in {"installation", "patient"}.intersection(getattr(item, "fixturenames", ())):
+            group = own_stack
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from functions.clients.supabase import ServiceKeyRejected
 from functions.health.checks import Facts, Finding, Judge, broken, ok, sentence_of, skipped, warning
-from functions.health.doors import missing_doors, shut_doors, wide_open_doors
+from functions.health.doors import declared_doors, missing_doors, shut_doors, wide_open_doors
 from functions.health.store import SecretProof
 from functions.kit.errors import RlsDenied
 
@@ -21,6 +21,7 @@ MANY_WAITING = 1000
 NOT_THERE_CODES = ("PGRST202", "42883")
 MAX_NAMES = 5
 
+ERRORS_PAGE = "docs/errors.md"
 PUSH = "npx supabase db push --db-url ADDRESS   (README, Put it to work, 3)"
 # Migrations can be repeated, and `db push` would think that there is nothing to do.
 REPEAT = 'for f in supabase/migrations/*; do psql "$DATABASE_URL" -1qf "$f"; done   (they can be repeated)'
@@ -62,7 +63,7 @@ def judge_database(facts: Facts) -> Finding:
         return broken("The secret key is good, but a grant on doorkey's functions is missing.", REPEAT)
     if any(code in getattr(error, "private", "") for code in NOT_THERE_CODES):
         return broken("The Data API knows no doorkey in this database, or an older one.", PUSH)
-    return broken(sentence_of(error), "docs/errors.md   (and https://status.supabase.com)")
+    return broken(sentence_of(error), f"{ERRORS_PAGE}   (and https://status.supabase.com)")
 
 
 def values_of(facts: Facts) -> dict[str, Any]:
@@ -73,6 +74,11 @@ def values_of(facts: Facts) -> dict[str, Any]:
     """
     values: dict[str, Any] = facts.answer("values")
     return values
+
+
+def unanswered(facts: Facts, name: str) -> Exception | None:
+    """Why the database did not answer this, though it reported; what it can't at all is another line's business."""
+    return None if isinstance(facts.seen["report"], Exception) else facts.failure(name)
 
 
 def judge_clock(facts: Facts) -> Finding:
@@ -98,7 +104,7 @@ def judge_grants(facts: Facts) -> Finding:
         return broken(f"These functions are missing: {_listed(missing)}.", PUSH)
     if shut := shut_doors(doors):
         return broken(f"Nobody may call {_listed(shut)}: a grant is missing.", REPEAT)
-    return ok(f"Each of the {len(doors)} doors is open to its own callers and to nobody else.")
+    return ok(f"Each of the {len(declared_doors())} doors is open to its own callers and to nobody else.")
 
 
 def judge_triggers(facts: Facts) -> Finding:
@@ -140,6 +146,8 @@ def judge_webhook_secret(facts: Facts) -> Finding:
     keys = facts.settings.webhook_secrets
     if "DOORKEY_WEBHOOK_SECRETS" in facts.unusable:
         return skipped("Not compared: DOORKEY_WEBHOOK_SECRETS can't be used.")
+    if (error := unanswered(facts, "webhook_proof")) is not None:
+        return broken(f"The database does not show which secret it signs with. {sentence_of(error)}", ERRORS_PAGE)
     proof: SecretProof = facts.answer("webhook_proof")
     if proof.signature is None:
         return warning(

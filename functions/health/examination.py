@@ -22,6 +22,7 @@ from functions.health.checks import (
     broken,
     judge_all,
     ok,
+    sentence_of,
     skipped,
 )
 from functions.health.store import get_health, prove_webhook_secret
@@ -86,6 +87,8 @@ def judge_sealing_keys(facts: Facts) -> Finding:
     if "DOORKEY_SEALING_KEYS" in facts.unusable:
         return skipped("Not compared: DOORKEY_SEALING_KEYS can't be used.")
     configured = {key.key_id for key in facts.settings.sealing_keys}
+    if (error := database.unanswered(facts, "sealed_secrets")) is not None:
+        return broken(f"How much is sealed with which key is not known. {sentence_of(error)}", database.ERRORS_PAGE)
     counts: dict[str, int] = facts.answer("sealed_secrets")
     lost = {key_id: count for key_id, count in counts.items() if key_id not in configured}
     if lost:

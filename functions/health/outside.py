@@ -9,6 +9,7 @@ from functions.clients.project import KeyAnswer
 from functions.health.checks import ASK_SECONDS, Facts, Finding, NotSeen, broken, ok, sentence_of, skipped, warning
 
 KEYS_PAGE = "dashboard, Project Settings, API Keys"
+STATUS_PAGE = "https://status.supabase.com"
 URL_PAGE = "dashboard, Project Settings, Data API"
 MANAGEMENT_KEYS_PAGE = "https://openrouter.ai/settings/management-keys"
 CREDITS_PAGE = "https://openrouter.ai/settings/credits"
@@ -53,7 +54,7 @@ def judge_access_tokens(facts: Facts) -> Finding:
     if error is not None:
         return broken(
             f"Auth's signing keys can't be read, so nobody's access token can be verified. {sentence_of(error)}",
-            "https://status.supabase.com   (or is SUPABASE_URL not the project's address alone?)",
+            f"{STATUS_PAGE}   (or is SUPABASE_URL not the project's address alone?)",
         )
     if facts.answer("signing_keys").get("keys"):
         return ok("Auth publishes its signing keys.")
@@ -68,8 +69,9 @@ def judge_access_tokens(facts: Facts) -> Finding:
 def judge_publishable_key(facts: Facts) -> Finding:
     """Whether people can get in with their own token."""
     require_supabase(facts)
-    problem = _rejected(facts, "publishable_key", "SUPABASE_PUBLISHABLE_KEY")
-    if problem is not None:
+    if (error := facts.failure("publishable_key")) is not None:
+        return _unsaid("SUPABASE_PUBLISHABLE_KEY", error)
+    if (problem := _rejected(facts, "publishable_key", "SUPABASE_PUBLISHABLE_KEY")) is not None:
         return broken(
             f"{problem} Nobody who is signed in is served.",
             f"Set SUPABASE_PUBLISHABLE_KEY to the publishable key, and deploy   ({KEYS_PAGE})",
@@ -80,10 +82,11 @@ def judge_publishable_key(facts: Facts) -> Finding:
 def judge_secret_key(facts: Facts) -> Finding:
     """Whether the functions can get in for everybody; names what still works where they can't."""
     require_supabase(facts)
-    problem = _rejected(facts, "secret_key", "SUPABASE_SECRET_KEY")
-    if problem is not None:
+    if (error := facts.failure("secret_key")) is not None:
+        return _unsaid("SUPABASE_SECRET_KEY", error)
+    if (problem := _rejected(facts, "secret_key", "SUPABASE_SECRET_KEY")) is not None:
         is_other_good = facts.seen["publishable_key"] is KeyAnswer.ACCEPTED
-        rest = "only what people ask with their own token goes on" if is_other_good else "nothing goes on"
+        rest = "only what people ask with their own token goes on (rung 3)" if is_other_good else "nothing goes on"
         return broken(
             f"{problem} Webhooks and sweeps wait; {rest}.",
             f"Set SUPABASE_SECRET_KEY to a secret key, and deploy   ({KEYS_PAGE}; "
@@ -94,13 +97,14 @@ def judge_secret_key(facts: Facts) -> Finding:
             "Both keys are legacy ones, and Supabase switches those off as a pair: then nobody gets in any more.",
             f"Set both to sb_secret_ and sb_publishable_ keys, and deploy   ({KEYS_PAGE})",
         )
-    return ok("Supabase accepts the secret key: everything goes by it.")
+    return ok("Supabase accepts the secret key: everything goes by it (rung 1).")
+
+
+def _unsaid(variable: str, error: Exception) -> Finding:
+    return broken(f"Whether Supabase accepts {variable} is not known. {sentence_of(error)}", STATUS_PAGE)
 
 
 def _rejected(facts: Facts, question: str, variable: str) -> str | None:
-    error = facts.failure(question)
-    if error is not None:
-        return f"Whether Supabase accepts {variable} is open. {sentence_of(error)}"
     answer = facts.answer(question)
     if answer is KeyAnswer.LEGACY_OFF:
         return f"{variable} is a legacy key, and those are switched off in this project."
@@ -129,6 +133,8 @@ def judge_caller_address(facts: Facts) -> Finding:
             f"Set SUPABASE_SECRET_KEY to an sb_secret_ key, and deploy   ({KEYS_PAGE})",
         )
     require_supabase(facts)
+    if (error := facts.failure("captcha")) is not None:
+        return warning(f"Whether the project asks for a CAPTCHA is not known. {sentence_of(error)}", STATUS_PAGE)
     if facts.answer("captcha"):
         return broken(
             "The project asks for a CAPTCHA, and signups through doorkey go round it.",

@@ -11,13 +11,16 @@ import os
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from functions.clients.outside import build_clients
 from functions.health.checks import Check, judge_all, worst_of
+from infra.cli.uninstall import UninstallStopped
 from infra.cli.uninstall import database_url as checked_database_url
 from infra.connection.environments import Home
+from infra.connection.plans import CannotGoOn
 from infra.doctor.lines import judges, look
 from infra.doctor.places import find_place
 from infra.doctor.settings import examine_settings
@@ -38,13 +41,14 @@ async def run(console: Console, home: Home | None, database_url: str | None, *, 
         as_json: for programs.
 
     Raises:
-        CannotGoOn: nobody knows which installation is meant.
-        UninstallStopped: the address has a password, where everybody can read it.
         typer.Exit: with the code.
     """
-    if database_url is not None:
-        database_url = checked_database_url(database_url, {})
-    place = await find_place(home, database_url)
+    try:
+        url = checked_database_url(database_url, {}) if database_url is not None else None
+        place = await find_place(home, url)
+    except (CannotGoOn, UninstallStopped) as failure:
+        Console(stderr=True).print(str(failure), style="bold red", markup=False, highlight=False)
+        raise typer.Exit(EXIT_CODES["broken"]) from None
     examined = examine_settings(place.environment)
     clients = build_clients(examined.settings)
     async with clients.http:
@@ -80,7 +84,7 @@ def _show(console: Console, checks: list[Check]) -> None:
             for act, _, remark in (line.partition("   ") for line in (several[0].mend or "").splitlines()):
                 console.print(Text(f"  -> {act}", style="bold"), soft_wrap=True)
                 if remark:
-                    console.print(Text(f"     {remark}", style="dim"), soft_wrap=True)
+                    console.print(Padding(Text(remark, style="dim"), (0, 0, 0, 5)))
 
 
 def _folded(checks: list[Check]) -> list[Check]:

@@ -136,7 +136,7 @@ def doctor(
     Without options it looks at what the shell's environment says, or else at the doorkey dev on this machine. Changes
     nothing, and shows no secret. With DATABASE_URL, of role postgres, it sees the database even where a key is wrong.
 
-    The exit code is 0 when all is well, 1 when something should be looked after, and 2 when something is broken.
+    The exit code is 0 when all is well, 1 when something should be looked after, 2 when something is broken.
     """
     home = _home(env_file, stage, prints=False) if env_file is not None or stage is not None else None
     # What is read by a program goes out alone.

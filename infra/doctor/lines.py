@@ -37,6 +37,7 @@ from infra.local.stack import CHECKOUT
 
 MIGRATIONS = CHECKOUT / "supabase" / "migrations"
 CONNECT_SECONDS = 5
+RECONNECT = "doorkey connect --url ADDRESS   (of the deployed functions)"
 MAX_NAMES = 3
 # What it says to a database without doorkey in it, or with an older one.
 NOT_THERE = (psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedFunction)
@@ -181,11 +182,13 @@ def judge_webhook_address(facts: Facts) -> Finding:
         if values_of(facts)["webhook_url"] is None:
             return warning(
                 "The database doesn't know where to ring: nobody hears of a signup until the next sweep.",
-                "doorkey connect --url ADDRESS   (of the deployed functions)",
+                RECONNECT,
             )
         raise error
     if isinstance(error, NotAnswered):
         return _judge_refusal(facts, error)
+    if isinstance(error, Exception):
+        return broken(f"Nothing is heard from the address where the database rings. {sentence_of(error)}", RECONNECT)
     sealing_key_ids: tuple[str, ...] = facts.answer("ping")
     here = tuple(key.key_id for key in facts.settings.sealing_keys)
     if "DOORKEY_SEALING_KEYS" not in facts.unusable and sealing_key_ids != here:
@@ -198,7 +201,7 @@ def judge_webhook_address(facts: Facts) -> Finding:
 def _judge_refusal(facts: Facts, error: NotAnswered) -> Finding:
     proof = facts.answer("webhook_proof")
     if "don't accept" not in str(error):
-        return broken(str(error), "doorkey connect --url ADDRESS   (of the deployed functions)")
+        return broken(str(error), RECONNECT)
     if proof.place_among(facts.settings.webhook_secrets) is None:
         return skipped("Something answers there; without the database's secret, more can't be seen from here.")
     return broken(str(error), "make deploy STAGE=STAGE   (docs/operations.md#the-signing-secret)")

@@ -41,7 +41,9 @@ async def find_place(home: Home | None, database_url: str | None) -> Place:
     """
     if home is not None:
         environment, _ = await environment_at(home)
-        return Place(str(home), environment, database_url or os.environ.get(DATABASE_URL))
+        # What is kept goes before what stands in the shell, as everywhere.
+        own_url = (await home.read()).get(DATABASE_URL)
+        return Place(str(home), environment, database_url or own_url or os.environ.get(DATABASE_URL))
     given = given_environment()
     if given:
         return Place("the environment of this shell", given, database_url or os.environ.get(DATABASE_URL))

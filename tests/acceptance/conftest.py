@@ -1,4 +1,4 @@
-"""A stack for those who change what others rely on; one for all of them, because it takes seconds to start."""
+"""Stacks for those who change what others rely on; one for all of a kind, because it takes seconds to start."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import TEST_LOGS
 from tests.support.installations import Installation, running_installation
+from tests.support.patients import Patient
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,18 @@ async def installation(installed: Installation) -> Installation:
     """Not connected, and nothing sealed."""
     await installed.reset()
     return installed
+
+
+@pytest.fixture(scope="session")
+async def ward() -> AsyncIterator[Installation]:
+    """Running; broken in whichever way the test before did it."""
+    async with running_installation(TEST_LOGS.with_name("test-logs-doctor")) as running:
+        yield running
+
+
+@pytest.fixture
+async def patient(ward: Installation) -> Patient:
+    """For the doctor: well, whatever the test before did."""
+    patient = Patient(ward)
+    await patient.heal()
+    return patient

@@ -178,6 +178,19 @@ def test_faults_find_a_running_dev_by_any_of_its_addresses(place: Path) -> None:
     assert "No faults are on any more." in faults("clear")
     addresses = next(place.glob(f"{FOLDER_PREFIX}*/addresses.json")).read_text()
     assert re.search(r"Publishable key\s+│\s+(\S+)", out(place))[1] not in addresses  # type: ignore[index]
+    # What is secret is beside it, for the same user's doctor and nobody else.
+    environment = next(place.glob(f"{FOLDER_PREFIX}*/functions.env"))
+    assert environment.stat().st_mode & 0o777 == 0o600
+    healthy = subprocess.run(
+        [sys.executable, "-m", "infra.cli.main", "doctor", "--env-file", str(environment)],
+        cwd=CHECKOUT,
+        env={"PATH": os.environ["PATH"], "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=UP_SECONDS,
+        check=False,
+    )
+    assert (healthy.returncode, "All is well." in healthy.stdout) == (0, True), healthy.stdout
     process.send_signal(signal.SIGINT)
     assert process.wait(GONE_SECONDS) == 0
     wait_until_nothing_is_left(place)

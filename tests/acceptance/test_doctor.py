@@ -6,17 +6,12 @@ false accusation.
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from functions.health import checks as health_checks
 from functions.health.examination import JUDGES
-from tests.conftest import TEST_LOGS
 from tests.support.environment import OTHER_SEALING_KEY, OTHER_WEBHOOK_SECRET
-from tests.support.installations import Installation, running_installation
 from tests.support.patients import MIGRATION, Patient
 
 EXIT_CODES = {"ok": 0, "warning": 1, "broken": 2}
@@ -33,21 +28,6 @@ NO_DATABASE_URL: dict[str, str | None] = {"DATABASE_URL": None}
 
 def all_skipped(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "skipped")
-
-
-@pytest.fixture(scope="module")
-async def ward() -> AsyncIterator[Installation]:
-    """A stack that may be broken."""
-    async with running_installation(TEST_LOGS.with_name("test-logs-doctor")) as running:
-        yield running
-
-
-@pytest.fixture
-async def patient(ward: Installation) -> Patient:
-    """Well, whatever the test before did."""
-    patient = Patient(ward)
-    await patient.heal()
-    return patient
 
 
 async def test_an_installation_that_is_well_is_all_ok(patient: Patient) -> None:
@@ -162,7 +142,7 @@ async def test_a_pair_of_legacy_keys_is_a_warning_and_switched_off_it_is_broken(
     found = await patient.examine(patient.legacy_keys())
     assert found.not_ok() == {"secret_key": "warning"}
     assert "as a pair" in found.checks["secret_key"]["finding"]
-    assert "sb_ keys" in found.checks["secret_key"]["mend"]
+    assert "sb_secret_ and sb_publishable_ keys" in found.checks["secret_key"]["mend"]
     assert found.run.code == 1
     one = {"SUPABASE_SECRET_KEY": patient.legacy_keys()["SUPABASE_SECRET_KEY"]}
     assert (await patient.examine(one)).not_ok() == {}
@@ -235,7 +215,7 @@ WRONG_DATABASES: dict[str, tuple[Break, str, str, str]] = {
     "the hour is full": (
         by_sql(
             "update doorkey.settings set max_keys_per_hour = 1",
-            "insert into doorkey.key_requests (requested_at) values (now())",
+            "insert into doorkey.key_requests (user_id, attempt) values (gen_random_uuid(), 1)",
         ),
         "hourly_brake", "warning", "docs/operations.md#hourly-brake",
     ),
@@ -362,44 +342,3 @@ async def test_a_database_without_a_signing_secret_does_not_ring(patient: Patien
     found = await patient.examine()
     assert found.not_ok() == {"webhook_secret": "warning"}
     assert found.checks["webhook_secret"]["mend"] == "doorkey connect"
-
-
-@pytest.mark.timeout(180)
-async def test_a_check_that_hangs_is_a_line_and_the_others_go_on(patient: Patient) -> None:
-    seconds = health_checks.ASK_SECONDS + 30
-    await patient.edge_faults().order(stall=1.0, stall_seconds=seconds, only=("GET /auth/v1/.well-known/jwks.json",))
-    found = await patient.examine()
-    assert found.not_ok() == {"access_tokens": "broken"}
-    assert f"no answer within {health_checks.ASK_SECONDS:.0f} seconds" in found.checks["access_tokens"]["finding"]
-
-
-async def test_what_a_person_reads_fits_eighty_columns_and_needs_no_colours(patient: Patient) -> None:
-    await patient.give_up("openrouter_refused")
-    environment = {**patient.environment, "SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all-0000", "COLUMNS": "80"}
-    run = await patient.installation.run("doctor", environment=environment)
-    patient.shows_no_secret(run, WRONG_SECRET_KEY)
-    assert run.code == 2
-    lines = run.out.splitlines()
-    assert max(len(line) for line in lines) <= 80
-    assert "\x1b" not in run.out
-    assert any(line.startswith("BROKEN   secret_key") for line in lines)
-    assert any(line.startswith("warning  dead_rows") for line in lines)
-    assert any(line.startswith("skipped  database ") for line in lines)
-    assert "  -> doorkey redrive --error openrouter_refused" in lines
-    assert "Broken: secret_key. Mend it, then run this again." in run.said
-
-
-async def test_an_env_file_says_where_to_look_and_json_goes_out_alone(patient: Patient, tmp_path: Path) -> None:
-    path = tmp_path / "functions.env"
-    path.write_text("".join(f"{name}={value}\n" for name, value in patient.environment.items()))
-    run = await patient.installation.run("doctor", "--json", "--env-file", str(path), environment={})
-    assert run.code == 0, run.said
-    assert json.loads(run.out)["status"] == "ok"
-    run = await patient.installation.run("doctor", "--env-file", str(path), environment={"COLUMNS": "80"})
-    assert "All is well." in run.said
-
-
-async def test_a_password_on_the_command_line_is_refused(patient: Patient) -> None:
-    run = await patient.installation.run("doctor", "--database-url", patient.installation.stack.database_url)
-    assert run.code == 1
-    assert "Everybody on this machine can read a command line" in run.said

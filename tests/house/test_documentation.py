@@ -14,6 +14,9 @@ from typer.models import CommandInfo
 from functions.kit.errors import DoorkeyError
 from functions.kit.settings import Settings
 from infra.cli.main import app
+from infra.doctor.lines import judges
+from infra.doctor.places import Place
+from infra.doctor.settings import examine_settings
 from infra.local.stack import CHECKOUT
 from tests.support.databases import Database
 
@@ -75,6 +78,13 @@ def test_every_make_target_has_a_line_of_help() -> None:
     assert targets == explained
     phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
     assert phony == targets
+
+
+def test_every_line_of_the_doctors_is_documented() -> None:
+    nowhere = Place("nothing", {}, None)
+    page = (CHECKOUT / "docs" / "doctor.md").read_text()
+    documented = re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)
+    assert documented == list(judges(nowhere, examine_settings({}), {})), "Say in docs/doctor.md what it looks at."
 
 
 def _all_errors(kind: type[DoorkeyError] = DoorkeyError) -> list[type[DoorkeyError]]:

@@ -106,7 +106,7 @@ def test_two_databases_are_told_apart_by_when_doorkey_was_installed(installed_at
 
 def test_the_last_sentence_says_what_to_do_first() -> None:
     def said(**states: str) -> str:
-        return conclusion([Check(name=name, state=state, finding=".") for name, state in states.items()])  # type: ignore[arg-type]
+        return conclusion([Check(name=name, state=state, finding=".") for name, state in states.items()])
 
     assert said(a="ok", b="skipped").strip() == "All is well."
     assert "looked after: b, c." in said(a="ok", b="warning", c="warning")

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from functions.clients.openrouter import AccountCredits
 from functions.clients.outside import build_clients
 from functions.clients.project import KeyAnswer, is_captcha_on, try_key
 from functions.clients.supabase import SupabaseError
@@ -18,7 +19,7 @@ from functions.health.checks import Facts, Finding, NotSeen, Question, ask_all, 
 from functions.health.database import Report, judge_clock
 from functions.health.examination import JUDGES, ask_everybody, timed_report
 from functions.health.store import SecretProof
-from tests.support.environment import environment, settings
+from tests.support.environment import settings
 
 URL = "https://project.example"
 
@@ -222,9 +223,5 @@ def test_doors_are_compared_with_the_stores() -> None:
 def test_a_dry_account_is_told_from_one_that_is_short() -> None:
     keys = {"live": 2, "spendable_micros": 3_000_000, "uncapped": 0}
     for bought, used, state in ((0, 0, "broken"), (5, 5, "broken"), (5, 3, "warning"), (5, 1, "ok")):
-        account = outside.AccountCredits(bought * 1_000_000, used * 1_000_000)
+        account = AccountCredits(bought * 1_000_000, used * 1_000_000)
         assert outside.judge_openrouter_credits(Facts(settings(), {"credits": account}), keys).state == state
-
-
-def test_the_environment_of_these_tests_is_complete() -> None:
-    assert environment()
