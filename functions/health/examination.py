@@ -101,6 +101,13 @@ def judge_sealing_keys(facts: Facts) -> Finding:
     return ok(f"All {stored} stored keys can be opened." if stored else "No user's key is stored yet.")
 
 
+def judge_webhook_secret(facts: Facts) -> Finding:
+    """As the database's line; but on Lambda only who takes hints is given the secret, and the API isn't."""
+    if not facts.settings.webhook_secrets:
+        return skipped("DOORKEY_WEBHOOK_SECRETS is not given here; doorkey doctor compares it.")
+    return database.judge_webhook_secret(facts)
+
+
 def judge_credits(facts: Facts) -> Finding:
     """Whether what users may spend is there."""
     return outside.judge_openrouter_credits(facts, database.values_of(facts)["keys"])
@@ -115,6 +122,7 @@ JUDGES: dict[str, Judge] = {
     "database": judge_database,
     "clock": database.judge_clock,
     **database.OF_THE_REPORT,
+    "webhook_secret": judge_webhook_secret,
     "sealing_keys": judge_sealing_keys,
     "openrouter": outside.judge_openrouter,
     "openrouter_credits": judge_credits,

@@ -27,7 +27,7 @@ from functions.health.checks import (
     skipped,
     warning,
 )
-from functions.health.database import PUSH, values_of
+from functions.health.database import PUSH, judge_webhook_secret, values_of
 from functions.health.examination import JUDGES, ask_everybody
 from functions.health.store import NONCE_BYTES, SecretProof
 from infra.connection.ping import NotAnswered, ping
@@ -214,6 +214,8 @@ def judges(place: Place, examined: Examined, given: Mapping[str, str]) -> dict[s
         "database_url": judge_database_url,
         "migrations": judge_migrations,
         "webhook_address": judge_webhook_address,
+        # Here the environment is all of the functions'.
+        "webhook_secret": judge_webhook_secret,
     }
     every = {**JUDGES, **own}
     behind = {"clock": ("database_url", "migrations"), "webhook_secret": ("webhook_address",)}

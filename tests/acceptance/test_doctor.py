@@ -97,6 +97,11 @@ WRONG_ENVIRONMENTS: dict[str, tuple[dict[str, str | None], dict[str, str], str]]
         {"webhook_secret": "broken", "webhook_address": "skipped"},
         "docs/operations.md#the-signing-secret",
     ),
+    "no signing secret where the database has one": (
+        {"DOORKEY_WEBHOOK_SECRETS": None},
+        {"webhook_secret": "broken", "webhook_address": "skipped"},
+        "docs/operations.md#the-signing-secret",
+    ),
     "a database address that lets nobody in": (
         {"DATABASE_URL": "postgresql://postgres:not-the-password-of-it@127.0.0.1:1/postgres"},
         {"database_url": "broken"},

@@ -88,6 +88,12 @@ async def test_what_is_broken_is_named_with_what_to_do_and_nothing_is_shown(
     assert all(check["finding"].endswith(".") for check in checks.values())
 
 
+async def test_a_function_that_is_not_given_the_signing_secret_accuses_nobody(stack: Stack) -> None:
+    async with api_with(stack, {"DOORKEY_WEBHOOK_SECRETS": ""}) as client:
+        checks = by_name((await client.get("/health/ready", headers=operator(stack))).json())
+    assert checks["webhook_secret"]["state"] == "skipped"
+
+
 async def test_both_keys_wrong_are_reported_together(stack: Stack) -> None:
     wrong = {"SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all", "OPENROUTER_MANAGEMENT_KEY": "sk-or-v1-of-nobody"}
     async with api_with(stack, wrong) as client:
