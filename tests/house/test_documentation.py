@@ -87,6 +87,15 @@ def test_every_line_of_the_doctors_is_documented() -> None:
     assert documented == list(judges(nowhere, examine_settings({}), {})), "Say in docs/doctor.md what it looks at."
 
 
+def test_every_page_that_the_doctor_names_is_there() -> None:
+    sources = [path for folder in ("functions/health", "infra/doctor") for path in (CHECKOUT / folder).glob("*.py")]
+    named = {page for path in sources for page in re.findall(r"docs/[a-z]+\.md(?:#[a-z-]+)?", path.read_text())}
+    assert len(named) >= 6
+    for page in named:
+        name, _, anchor = page.partition("#")
+        assert not anchor or anchor in anchors((CHECKOUT / name).read_text()), page
+
+
 def _all_errors(kind: type[DoorkeyError] = DoorkeyError) -> list[type[DoorkeyError]]:
     return [kind, *(inner for child in kind.__subclasses__() for inner in _all_errors(child))]
 
