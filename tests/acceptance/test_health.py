@@ -67,10 +67,10 @@ async def test_a_stack_that_runs_is_ready(stack: Stack, http: httpx.AsyncClient)
 @pytest.mark.parametrize(
     ("changes", "broken", "mend"),
     [
-        ({"SUPABASE_SECRET_KEY": "sb_secret_tell-nobody-of-this"}, {"secret_key"}, "SUPABASE_SECRET_KEY"),
-        ({"OPENROUTER_MANAGEMENT_KEY": "sk-or-v1-tell-nobody-of-this"}, {"openrouter"}, "OPENROUTER_MANAGEMENT_KEY"),
-        ({"OPENROUTER_BASE_URL": "http://127.0.0.1:1/tell-nobody"}, {"openrouter"}, "OPENROUTER_BASE_URL"),
-        ({"SUPABASE_URL": "http://127.0.0.1:1/tell-nobody"}, {"supabase"}, "SUPABASE_URL"),
+        ({"SUPABASE_SECRET_KEY": "sb_secret_tell-no-one-of-this"}, {"secret_key"}, "SUPABASE_SECRET_KEY"),
+        ({"OPENROUTER_MANAGEMENT_KEY": "sk-or-v1-tell-no-one-of-this"}, {"openrouter"}, "OPENROUTER_MANAGEMENT_KEY"),
+        ({"OPENROUTER_BASE_URL": "http://127.0.0.1:1/tell-no-one"}, {"openrouter"}, "OPENROUTER_BASE_URL"),
+        ({"SUPABASE_URL": "http://127.0.0.1:1/tell-no-one"}, {"supabase"}, "SUPABASE_URL"),
     ],
 )
 async def test_what_is_broken_is_named_with_what_to_do_and_nothing_is_shown(
@@ -83,7 +83,7 @@ async def test_what_is_broken_is_named_with_what_to_do_and_nothing_is_shown(
     checks = by_name(answer.json())
     assert {name for name, check in checks.items() if check["state"] == "broken"} - OTHERS == broken
     assert all(mend in checks[name]["mend"] for name in broken)
-    assert "nobody" not in answer.text
+    assert "no-one" not in answer.text
     assert "127.0.0.1" not in answer.text
     assert all(check["finding"].endswith(".") for check in checks.values())
 
