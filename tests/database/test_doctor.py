@@ -57,7 +57,7 @@ async def test_the_report_is_whole_for_the_owner_and_where_parts_can_not_be_seen
     assert {"get_doorkey_health", "claim_provisioning"} <= {door["name"] for door in health["doors"]}
     # A history that is another's to read.
     await database.run(
-        "create schema supabase_migrations; create table supabase_migrations.schema_migrations (version text)"
+        "drop schema if exists supabase_migrations cascade; create schema supabase_migrations; create table supabase_migrations.schema_migrations (version text)"
     )
     async with database.connect("postgres") as connection:
         (row,) = await (await connection.execute("select doorkey.health() as health")).fetchall()
@@ -68,18 +68,27 @@ async def test_the_report_is_whole_for_the_owner_and_where_parts_can_not_be_seen
     assert await database.value("select doorkey.health() -> 'migrations'") == ["1", "2"]
 
 
+async def of_postgres(database: Database) -> object:
+    """What the owner of the function, who is no superuser, is told of pg_net."""
+    return await database.value("select doorkey.health() -> 'pg_net'")
+
+
 async def test_pg_net_is_missing_dead_or_alive(database: Database) -> None:
     await database.run("drop schema if exists net cascade")
-    assert await database.value("select doorkey.health() -> 'pg_net'") is None
+    assert await of_postgres(database) is None
+    await database.run("create schema net")
+    assert await of_postgres(database) == {"is_worker_up": None, "waiting": None}
     await database.run(
-        "create schema net; create table net.http_request_queue (id int);"
+        "grant usage on schema net to public; create table net.http_request_queue (id int);"
         " insert into net.http_request_queue select generate_series(1, 1200)"
     )
-    assert await database.value("select doorkey.health() -> 'pg_net'") == {"is_worker_up": None, "waiting": 1000}
+    assert await of_postgres(database) == {"is_worker_up": None, "waiting": None}
+    await database.run("grant select on net.http_request_queue to public")
+    assert await of_postgres(database) == {"is_worker_up": None, "waiting": 1000}
     await database.run(
         "create function net.check_worker_is_up() returns void language plpgsql as"
         " $$ begin raise exception 'it is not'; end $$; delete from net.http_request_queue"
     )
-    assert await database.value("select doorkey.health() -> 'pg_net'") == {"is_worker_up": False, "waiting": 0}
+    assert await of_postgres(database) == {"is_worker_up": False, "waiting": 0}
     await database.run("create or replace function net.check_worker_is_up() returns void language sql as $$ select $$")
     assert await database.value("select (doorkey.health() -> 'pg_net' -> 'is_worker_up')::boolean") is True
