@@ -57,7 +57,8 @@ async def test_the_report_is_whole_for_the_owner_and_where_parts_can_not_be_seen
     assert {"get_doorkey_health", "claim_provisioning"} <= {door["name"] for door in health["doors"]}
     # A history that is another's to read.
     await database.run(
-        "drop schema if exists supabase_migrations cascade; create schema supabase_migrations; create table supabase_migrations.schema_migrations (version text)"
+        "drop schema if exists supabase_migrations cascade; create schema supabase_migrations;"
+        " create table supabase_migrations.schema_migrations (version text)"
     )
     async with database.connect("postgres") as connection:
         (row,) = await (await connection.execute("select doorkey.health() as health")).fetchall()
