@@ -2565,6 +2565,9 @@ begin
     v_waiting := null;
   end;
   return jsonb_build_object('is_worker_up', v_is_worker_up, 'waiting', v_waiting);
+-- Where the schema is closed, even looking for something in it is refused.
+exception when insufficient_privilege then
+  return jsonb_build_object('is_worker_up', null, 'waiting', null);
 end
 $function$;
 
