@@ -13,6 +13,15 @@ grant usage on schema "doorkey" to "authenticated";
 
 grant usage on schema "doorkey" to "service_role";
 
+-- doorkey.hold_state
+
+create type "doorkey"."hold_state" as enum (
+  'open',
+  'settled',
+  'released',
+  'expired'
+);
+
 -- doorkey.key_action
 
 create type "doorkey"."key_action" as enum (
@@ -68,6 +77,7 @@ create table "public"."credit_accounts" (
   "leaving_micros"    bigint                   not null default 0,
   "debt_micros"       bigint                   not null default 0,
   "receivable_micros" bigint                   not null default 0,
+  "remainder_micros"  numeric                  not null default 0,
   "period_started_at" timestamp with time zone,
   "period_ends_at"    timestamp with time zone,
   "created_at"        timestamp with time zone not null default now(),
@@ -80,6 +90,7 @@ create table "public"."credit_accounts" (
   constraint "credit_accounts_leaving_micros_check" check ((leaving_micros >= 0)),
   constraint "credit_accounts_pkey" primary key (user_id),
   constraint "credit_accounts_receivable_micros_check" check ((receivable_micros >= 0)),
+  constraint "credit_accounts_remainder_micros_check" check (((remainder_micros >= (0)::numeric) AND (remainder_micros < (1)::numeric))),
   constraint "credit_accounts_plan_id_fkey" foreign key (plan_id) references public.plans(id)
 );
 
@@ -119,7 +130,8 @@ create table "public"."credit_transactions" (
   constraint "credit_transactions_pkey" primary key (id),
   constraint "credit_transactions_reason_check" check (((length(reason) >= 1) AND (length(reason) <= 500))),
   constraint "credit_transactions_type_check"
-    check ((type = ANY (ARRAY['purchase'::text, 'bonus'::text, 'refund'::text, 'adjustment'::text, 'usage'::text, 'expiry'::text, 'renewal'::text]))),
+    check
+    ((type = ANY (ARRAY['purchase'::text, 'bonus'::text, 'refund'::text, 'adjustment'::text, 'usage'::text, 'expiry'::text, 'renewal'::text, 'hold'::text, 'release'::text]))),
   constraint "credit_transactions_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id)
 );
 
@@ -325,6 +337,70 @@ create index audit_log_missed on doorkey.audit_log using btree (happened_at)
 
 create index audit_log_user on doorkey.audit_log using btree (user_id, id);
 
+-- doorkey.credit_holds
+
+create table "doorkey"."credit_holds" (
+  "id"                     uuid                     not null default gen_random_uuid(),
+  "user_id"                uuid                     not null,
+  "key_hash"               text                     not null,
+  "amount_micros"          bigint                   not null,
+  "held_micros"            bigint                   not null,
+  "idempotency_key"        text                     not null,
+  "request_id"             text,
+  "available_after_micros" bigint                   not null,
+  "provider"               text,
+  "model"                  text,
+  "generation_id"          text,
+  "cost_micros"            numeric,
+  "charged_micros"         bigint,
+  "owed_micros"            bigint,
+  "created_at"             timestamp with time zone not null default now(),
+  "expires_at"             timestamp with time zone not null,
+  "closed_at"              timestamp with time zone,
+  "settled_at"             timestamp with time zone,
+  constraint "credit_holds_amount_micros_check" check (((amount_micros >= 1) AND (amount_micros <= '1000000000000'::bigint))),
+  constraint "credit_holds_available_after_micros_check" check ((available_after_micros >= 0)),
+  constraint "credit_holds_charged_micros_check" check ((charged_micros >= 0)),
+  constraint "credit_holds_check1" check (((owed_micros >= 0) AND (owed_micros <= charged_micros))),
+  constraint "credit_holds_check2" check ((expires_at > created_at)),
+  constraint "credit_holds_check" check (((held_micros = 0) OR (held_micros = amount_micros))),
+  constraint "credit_holds_cost_micros_check" check (((cost_micros >= (0)::numeric) AND (cost_micros <= ('1000000000000'::bigint)::numeric))),
+  constraint "credit_holds_idempotency_key_check" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
+  constraint "credit_holds_idempotency_key_key" unique (idempotency_key),
+  constraint "credit_holds_pkey" primary key (id),
+  constraint "credit_holds_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
+  constraint "credit_holds_key_hash_fkey" foreign key (key_hash) references public.openrouter_user_keys(key_hash)
+);
+
+alter table "doorkey"."credit_holds"
+  enable row level security;
+
+alter table "doorkey"."credit_holds"
+  add column "state" doorkey.hold_state not null default 'open'::doorkey.hold_state;
+
+alter table "doorkey"."credit_holds"
+  add constraint "holds_only_while_open" check (((state = 'open'::doorkey.hold_state) OR (held_micros = 0)));
+
+alter table "doorkey"."credit_holds"
+  add constraint "open_exactly_until_closed" check (((state = 'open'::doorkey.hold_state) = (closed_at IS NULL)));
+
+alter table "doorkey"."credit_holds"
+  add constraint "settled_exactly_with_a_cost" check ((((state = 'settled'::doorkey.hold_state) = (settled_at IS
+    NOT NULL)) AND (num_nulls(settled_at, cost_micros, charged_micros, owed_micros) = ANY (ARRAY[0, 4]))));
+
+alter table "doorkey"."credit_holds"
+  add constraint "settled_with_its_call" check (((state = 'settled'::doorkey.hold_state) OR ((provider IS NULL) AND (model IS NULL) AND (generation_id IS NULL))));
+
+create index credit_holds_expiring on doorkey.credit_holds using btree (expires_at)
+  where (state = 'open'::doorkey.hold_state);
+
+create index credit_holds_key on doorkey.credit_holds using btree (key_hash);
+
+create index credit_holds_open_of_key on doorkey.credit_holds using btree (key_hash)
+  where (state = 'open'::doorkey.hold_state);
+
+create index credit_holds_user on doorkey.credit_holds using btree (user_id);
+
 -- doorkey.credit_lots
 
 create table "doorkey"."credit_lots" (
@@ -520,6 +596,20 @@ alter table "doorkey"."settings"
 
 create index settings_default_plan on doorkey.settings using btree (default_plan_id);
 
+-- doorkey.used_proofs
+
+create table "doorkey"."used_proofs" (
+  "proof_id"   text                     not null,
+  "expires_at" timestamp with time zone not null,
+  constraint "used_proofs_pkey" primary key (proof_id),
+  constraint "used_proofs_proof_id_check" check (((length(proof_id) >= 1) AND (length(proof_id) <= 100)))
+);
+
+alter table "doorkey"."used_proofs"
+  enable row level security;
+
+create index used_proofs_expired on doorkey.used_proofs using btree (expires_at);
+
 -- auth.users
 
 create trigger zz_doorkey_user_created
@@ -561,6 +651,24 @@ create or replace function public.backfill_users (
 revoke all on function "public"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) from public;
 
 grant execute on function "public"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) to "service_role";
+
+-- public.claim_my_provisioning
+
+create or replace function public.claim_my_provisioning (
+  lease_seconds    integer,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns SETOF doorkey.provisioning_claim
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.claim_my_provisioning($1, $2, $3, $4, $5); $function$;
+
+revoke all on function "public"."claim_my_provisioning"(integer, text, text, bigint, text) from public;
+
+grant execute on function "public"."claim_my_provisioning"(integer, text, text, bigint, text) to "authenticated";
 
 -- public.claim_provisioning
 
@@ -614,6 +722,40 @@ revoke all on function "public"."count_sealed_secrets"() from public;
 
 grant execute on function "public"."count_sealed_secrets"() to "service_role";
 
+-- public.create_my_profile
+
+create or replace function public.create_my_profile()
+  returns boolean
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.create_my_profile(); $function$;
+
+revoke all on function "public"."create_my_profile"() from public;
+
+grant execute on function "public"."create_my_profile"() to "authenticated";
+
+-- public.defer_my_provisioning
+
+create or replace function public.defer_my_provisioning (
+  attempt          integer,
+  error            text,
+  delay_seconds    integer,
+  gives_up         boolean,
+  is_outage        boolean,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.defer_my_provisioning($1, $2, $3, $4, $5, $6, $7, $8, $9); $function$;
+
+revoke all on function "public"."defer_my_provisioning"(integer, text, integer, boolean, boolean, text, text, bigint, text) from public;
+
+grant execute on function "public"."defer_my_provisioning"(integer, text, integer, boolean, boolean, text, text, bigint, text) to "authenticated";
+
 -- public.defer_provisioning
 
 create or replace function public.defer_provisioning (
@@ -633,6 +775,21 @@ create or replace function public.defer_provisioning (
 revoke all on function "public"."defer_provisioning"(uuid, integer, text, integer, boolean, boolean, text) from public;
 
 grant execute on function "public"."defer_provisioning"(uuid, integer, text, integer, boolean, boolean, text) to "service_role";
+
+-- public.expire_holds
+
+create or replace function public.expire_holds (
+  expired_rows integer,
+  request_id   text
+)
+  returns integer
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.expire_holds($1, $2); $function$;
+
+revoke all on function "public"."expire_holds"(integer, text) from public;
+
+grant execute on function "public"."expire_holds"(integer, text) to "service_role";
 
 -- public.finish_key_deletion
 
@@ -670,6 +827,70 @@ create or replace function public.finish_key_update (
 revoke all on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) from public;
 
 grant execute on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) to "service_role";
+
+-- public.finish_my_key_deletion
+
+create or replace function public.finish_my_key_deletion (
+  attempt          integer,
+  key_hash         text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.finish_my_key_deletion($1, $2, $3, $4, $5, $6); $function$;
+
+revoke all on function "public"."finish_my_key_deletion"(integer, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."finish_my_key_deletion"(integer, text, text, text, bigint, text) to "authenticated";
+
+-- public.finish_my_key_update
+
+create or replace function public.finish_my_key_update (
+  attempt          integer,
+  key_hash         text,
+  limit_micros     bigint,
+  is_enabled       boolean,
+  usage_micros     bigint,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.finish_my_key_update($1, $2, $3, $4, $5, $6, $7, $8, $9); $function$;
+
+revoke all on function "public"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) from public;
+
+grant execute on function "public"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) to "authenticated";
+
+-- public.finish_my_provisioning
+
+create or replace function public.finish_my_provisioning (
+  attempt          integer,
+  key_hash         text,
+  key_name         text,
+  key_label        text,
+  limit_micros     bigint,
+  sealed_secret    text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.finish_my_provisioning($1, $2, $3, $4, $5, $6, $7, $8, $9, $10); $function$;
+
+revoke all on function "public"."finish_my_provisioning"(integer, text, text, text, bigint, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."finish_my_provisioning"(integer, text, text, text, bigint, text, text, text, bigint, text) to "authenticated";
 
 -- public.finish_provisioning
 
@@ -763,6 +984,25 @@ revoke all on function "public"."get_my_account"() from public;
 
 grant execute on function "public"."get_my_account"() to "authenticated";
 
+-- public.hold_my_provisioning
+
+create or replace function public.hold_my_provisioning (
+  attempt          integer,
+  error            text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.hold_my_provisioning($1, $2, $3, $4, $5, $6); $function$;
+
+revoke all on function "public"."hold_my_provisioning"(integer, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."hold_my_provisioning"(integer, text, text, text, bigint, text) to "authenticated";
+
 -- public.hold_provisioning
 
 create or replace function public.hold_provisioning (
@@ -794,6 +1034,30 @@ create or replace function public.list_due_provisioning (
 revoke all on function "public"."list_due_provisioning"(integer) from public;
 
 grant execute on function "public"."list_due_provisioning"(integer) to "service_role";
+
+-- public.list_my_transactions
+
+create or replace function public.list_my_transactions (
+  before           bigint,
+  transaction_rows integer
+)
+  returns table (
+    id            bigint,
+    type          text,
+    amount_micros bigint,
+    reason        text,
+    provider      text,
+    model         text,
+    created_at    timestamp with time zone
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.my_transactions($1, $2); $function$;
+
+revoke all on function "public"."list_my_transactions"(bigint, integer) from public;
+
+grant execute on function "public"."list_my_transactions"(bigint, integer) to "authenticated";
 
 -- public.list_sealed_secrets
 
@@ -874,6 +1138,23 @@ revoke all on function "public"."recheck_key"(uuid, text) from public;
 
 grant execute on function "public"."recheck_key"(uuid, text) to "service_role";
 
+-- public.recheck_my_key
+
+create or replace function public.recheck_my_key (
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.recheck_my_key($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."recheck_my_key"(text, text, bigint, text) from public;
+
+grant execute on function "public"."recheck_my_key"(text, text, bigint, text) to "authenticated";
+
 -- public.redrive_provisioning
 
 create or replace function public.redrive_provisioning (
@@ -891,6 +1172,39 @@ revoke all on function "public"."redrive_provisioning"(uuid, text, integer, text
 
 grant execute on function "public"."redrive_provisioning"(uuid, text, integer, text) to "service_role";
 
+-- public.release_credits
+
+create or replace function public.release_credits (
+  hold_id    uuid,
+  request_id text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.release_hold(null, $1, $2); $function$;
+
+revoke all on function "public"."release_credits"(uuid, text) from public;
+
+grant execute on function "public"."release_credits"(uuid, text) to "service_role";
+
+-- public.release_my_hold
+
+create or replace function public.release_my_hold (
+  hold_id          uuid,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.release_my_hold($1, $2, $3, $4, $5); $function$;
+
+revoke all on function "public"."release_my_hold"(uuid, text, text, bigint, text) from public;
+
+grant execute on function "public"."release_my_hold"(uuid, text, text, bigint, text) to "authenticated";
+
 -- public.request_key_rotation
 
 create or replace function public.request_key_rotation (
@@ -906,6 +1220,24 @@ create or replace function public.request_key_rotation (
 revoke all on function "public"."request_key_rotation"(uuid, integer, text) from public;
 
 grant execute on function "public"."request_key_rotation"(uuid, integer, text) to "service_role";
+
+-- public.request_my_key_rotation
+
+create or replace function public.request_my_key_rotation (
+  grace_seconds    integer,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns text
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.request_my_key_rotation($1, $2, $3, $4, $5); $function$;
+
+revoke all on function "public"."request_my_key_rotation"(integer, text, text, bigint, text) from public;
+
+grant execute on function "public"."request_my_key_rotation"(integer, text, text, bigint, text) to "authenticated";
 
 -- public.reseal_secrets
 
@@ -924,6 +1256,56 @@ revoke all on function "public"."reseal_secrets"(text[], text[], text[], text) f
 
 grant execute on function "public"."reseal_secrets"(text[], text[], text[], text) to "service_role";
 
+-- public.reserve_credits
+
+create or replace function public.reserve_credits (
+  user_id         uuid,
+  amount_micros   bigint,
+  ttl_seconds     integer,
+  idempotency_key text,
+  key_hash        text,
+  request_id      text
+)
+  returns table (
+    hold_id                uuid,
+    bound_key_hash         text,
+    expires_at             timestamp with time zone,
+    available_after_micros bigint
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.reserve_credits($1, $2, $3, $4, $5, $6); $function$;
+
+revoke all on function "public"."reserve_credits"(uuid, bigint, integer, text, text, text) from public;
+
+grant execute on function "public"."reserve_credits"(uuid, bigint, integer, text, text, text) to "service_role";
+
+-- public.reserve_my_credits
+
+create or replace function public.reserve_my_credits (
+  amount_micros    bigint,
+  ttl_seconds      integer,
+  idempotency_key  text,
+  key_hash         text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns table (
+    hold_id                uuid,
+    bound_key_hash         text,
+    expires_at             timestamp with time zone,
+    available_after_micros bigint
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.reserve_my_credits($1, $2, $3, $4, $5, $6, $7, $8); $function$;
+
+revoke all on function "public"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) to "authenticated";
+
 -- public.reveal_key
 
 create or replace function public.reveal_key (
@@ -941,6 +1323,73 @@ create or replace function public.reveal_key (
 revoke all on function "public"."reveal_key"(uuid, text) from public;
 
 grant execute on function "public"."reveal_key"(uuid, text) to "service_role";
+
+-- public.reveal_my_key
+
+create or replace function public.reveal_my_key (
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns table (
+    revealed_key_hash text,
+    sealed_secret     text
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.reveal_my_key($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."reveal_my_key"(text, text, bigint, text) from public;
+
+grant execute on function "public"."reveal_my_key"(text, text, bigint, text) to "authenticated";
+
+-- public.settle_credits
+
+create or replace function public.settle_credits (
+  hold_id       uuid,
+  cost_micros   numeric,
+  provider      text,
+  model         text,
+  generation_id text,
+  request_id    text
+)
+  returns table (
+    charged_micros bigint,
+    owed_micros    bigint
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6); $function$;
+
+revoke all on function "public"."settle_credits"(uuid, numeric, text, text, text, text) from public;
+
+grant execute on function "public"."settle_credits"(uuid, numeric, text, text, text, text) to "service_role";
+
+-- public.settle_my_hold
+
+create or replace function public.settle_my_hold (
+  hold_id          uuid,
+  cost_micros      numeric,
+  provider         text,
+  model            text,
+  generation_id    text,
+  request_id       text,
+  proof_id         text,
+  proof_expires_at bigint,
+  proof            text
+)
+  returns table (
+    charged_micros bigint,
+    owed_micros    bigint
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.settle_my_hold($1, $2, $3, $4, $5, $6, $7, $8, $9); $function$;
+
+revoke all on function "public"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) from public;
+
+grant execute on function "public"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) to "authenticated";
 
 -- public.start_sweep
 
@@ -1337,6 +1786,32 @@ $function$;
 
 revoke all on function "doorkey"."check_proof"(text) from public;
 
+-- doorkey.claim_my_provisioning
+
+create or replace function doorkey.claim_my_provisioning (
+  p_lease_seconds    integer,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns SETOF doorkey.provisioning_claim
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select * from doorkey.claim_provisioning(
+    doorkey.use_proof(
+      'claim_my_provisioning',
+      array[p_lease_seconds::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_lease_seconds, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."claim_my_provisioning"(integer, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."claim_my_provisioning"(integer, text, text, bigint, text) to "authenticated";
+
 -- doorkey.claim_provisioning
 
 create or replace function doorkey.claim_provisioning (
@@ -1479,6 +1954,36 @@ revoke all on function "doorkey"."classify_keys"(text[], uuid[], integer[]) from
 
 grant execute on function "doorkey"."classify_keys"(text[], uuid[], integer[]) to "service_role";
 
+-- doorkey.close_hold
+
+create or replace function doorkey.close_hold (
+  p_hold       doorkey.credit_holds,
+  p_state      doorkey.hold_state,
+  p_request_id text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_paid bigint;
+begin
+  if p_hold.held_micros > 0 then
+    select least(p_hold.held_micros, a.debt_micros) into strict v_paid
+      from public.credit_accounts as a where a.user_id = p_hold.user_id;
+    perform doorkey.post_about_hold(
+      p_hold, 'release', case p_state when 'expired' then 'Hold expired' else 'Hold released' end, p_request_id,
+      null, null, p_hold.held_micros - v_paid, -p_hold.held_micros, v_paid, 0);
+    perform doorkey.spend_lots(p_hold.user_id, v_paid);
+  end if;
+  update doorkey.credit_holds as h set state = p_state, held_micros = 0, closed_at = now() where h.id = p_hold.id;
+  perform doorkey.follow_hold(p_hold);
+end
+$function$;
+
+revoke all on function "doorkey"."close_hold"(doorkey.credit_holds, doorkey.hold_state, text) from public;
+
 -- doorkey.connection
 
 create or replace function doorkey.connection()
@@ -1517,6 +2022,65 @@ revoke all on function "doorkey"."count_sealed_secrets"() from public;
 
 grant execute on function "doorkey"."count_sealed_secrets"() to "service_role";
 
+-- doorkey.create_my_profile
+
+create or replace function doorkey.create_my_profile()
+  returns boolean
+  language plpgsql
+  security definer
+  set search_path to ''
+  set lock_timeout to '2s'
+  AS $function$
+declare
+  v_user_id constant uuid := auth.uid();
+begin
+  if doorkey.enrol(v_user_id) is null then
+    return false;
+  end if;
+  if not exists (select from public.profiles as p where p.id = v_user_id) then
+    perform doorkey.fill_profile(v_user_id);
+  end if;
+  return exists (select from public.profiles as p where p.id = v_user_id);
+exception when others then
+  -- The host's own table, and the host's own rules.
+  return false;
+end
+$function$;
+
+revoke all on function "doorkey"."create_my_profile"() from public;
+
+grant execute on function "doorkey"."create_my_profile"() to "authenticated";
+
+-- doorkey.defer_my_provisioning
+
+create or replace function doorkey.defer_my_provisioning (
+  p_attempt          integer,
+  p_error            text,
+  p_delay_seconds    integer,
+  p_gives_up         boolean,
+  p_is_outage        boolean,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.defer_provisioning(
+    doorkey.use_proof(
+      'defer_my_provisioning',
+      array[p_attempt::text, p_error, p_delay_seconds::text, p_gives_up::text, p_is_outage::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_error, p_delay_seconds, p_gives_up, p_is_outage, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."defer_my_provisioning"(integer, text, integer, boolean, boolean, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."defer_my_provisioning"(integer, text, integer, boolean, boolean, text, text, bigint, text) to "authenticated";
+
 -- doorkey.defer_provisioning
 
 create or replace function doorkey.defer_provisioning (
@@ -1553,7 +2117,11 @@ begin
      -- A wish that came meanwhile has not been tried at all.
      set state = case when p_gives_up and p.wanted = p.claimed then 'dead' else 'due' end::doorkey.provisioning_state,
          lease_expires_at = null,
-         failures = case when p.wanted = p.claimed then p.failures + 1 else 0 end,
+         failures = case
+           when p.wanted <> p.claimed then 0
+           -- Asked to slow down: nothing was tried.
+           when p_error = 'openrouter_limited' then p.failures
+           else p.failures + 1 end,
          last_error = p_error,
          due_at = now() + make_interval(secs => p_delay_seconds),
          updated_at = now()
@@ -1678,6 +2246,49 @@ end
 $function$;
 
 revoke all on function "doorkey"."enrol"(uuid) from public;
+
+-- doorkey.expire_holds
+
+create or replace function doorkey.expire_holds (
+  p_rows       integer,
+  p_request_id text
+)
+  returns integer
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_due doorkey.credit_holds;
+  v_count integer := 0;
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Expire 1 to 1000 holds at a time.';
+  end if;
+  for v_due in
+    select * from doorkey.credit_holds as h
+     where h.state = 'open' and h.expires_at <= now() order by h.expires_at limit p_rows
+  loop
+    -- The account, and the row of the key where it isn't the one in use; each in a statement, in the order of locks.
+    if exists (select from doorkey.provisioning as p
+                where p.user_id = v_due.user_id and p.key_hash is distinct from v_due.key_hash) then
+      perform from doorkey.provisioning as p where p.user_id = v_due.user_id for update skip locked;
+      continue when not found;
+    end if;
+    perform from public.credit_accounts as a where a.user_id = v_due.user_id for no key update skip locked;
+    continue when not found;
+    select * into strict v_due from doorkey.credit_holds as h where h.id = v_due.id;
+    continue when v_due.state <> 'open';
+    perform doorkey.close_hold(v_due, 'expired', p_request_id);
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$function$;
+
+revoke all on function "doorkey"."expire_holds"(integer, text) from public;
+
+grant execute on function "doorkey"."expire_holds"(integer, text) to "service_role";
 
 -- doorkey.fill_profile
 
@@ -1827,6 +2438,94 @@ revoke all on function "doorkey"."finish_key_update"(uuid, integer, text, bigint
 
 grant execute on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) to "service_role";
 
+-- doorkey.finish_my_key_deletion
+
+create or replace function doorkey.finish_my_key_deletion (
+  p_attempt          integer,
+  p_key_hash         text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.finish_key_deletion(
+    doorkey.use_proof(
+      'finish_my_key_deletion',
+      array[p_attempt::text, p_key_hash, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_key_hash, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."finish_my_key_deletion"(integer, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."finish_my_key_deletion"(integer, text, text, text, bigint, text) to "authenticated";
+
+-- doorkey.finish_my_key_update
+
+create or replace function doorkey.finish_my_key_update (
+  p_attempt          integer,
+  p_key_hash         text,
+  p_limit_micros     bigint,
+  p_is_enabled       boolean,
+  p_usage_micros     bigint,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.finish_key_update(
+    doorkey.use_proof(
+      'finish_my_key_update',
+      array[p_attempt::text, p_key_hash, p_limit_micros::text, p_is_enabled::text, p_usage_micros::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_key_hash, p_limit_micros, p_is_enabled, p_usage_micros, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) to "authenticated";
+
+-- doorkey.finish_my_provisioning
+
+create or replace function doorkey.finish_my_provisioning (
+  p_attempt          integer,
+  p_key_hash         text,
+  p_key_name         text,
+  p_key_label        text,
+  p_limit_micros     bigint,
+  p_sealed_secret    text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.finish_provisioning(
+    doorkey.use_proof(
+      'finish_my_provisioning',
+      array[p_attempt::text, p_key_hash, p_key_name, p_key_label, p_limit_micros::text, p_sealed_secret, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_key_hash, p_key_name, p_key_label, p_limit_micros, p_sealed_secret, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."finish_my_provisioning"(integer, text, text, text, bigint, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."finish_my_provisioning"(integer, text, text, text, bigint, text, text, text, bigint, text) to "authenticated";
+
 -- doorkey.finish_provisioning
 
 create or replace function doorkey.finish_provisioning (
@@ -1868,6 +2567,10 @@ begin
   end if;
   if not v_is_present then
     raise sqlstate 'PT410' using message = 'user_gone', hint = 'Undo what this attempt made.';
+  end if;
+  if v_row.key_hash is not null then
+    -- A hold is bound to the key in use: either it is there by now, or it finds the new key.
+    perform doorkey.lock_account(p_user_id);
   end if;
   update public.openrouter_user_keys as k
      set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now()
@@ -1915,6 +2618,27 @@ end
 $function$;
 
 revoke all on function "doorkey"."first_state"(boolean, boolean) from public;
+
+-- doorkey.follow_hold
+
+create or replace function doorkey.follow_hold (
+  p_hold doorkey.credit_holds
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  perform from doorkey.provisioning as p
+    where p.user_id = p_hold.user_id and p.key_hash is distinct from p_hold.key_hash for update skip locked;
+  if found and (doorkey.next_key_action(p_hold.user_id)).is_needed then
+    perform doorkey.want(p_hold.user_id);
+  end if;
+end
+$function$;
+
+revoke all on function "doorkey"."follow_hold"(doorkey.credit_holds) from public;
 
 -- doorkey.grant_credits
 
@@ -1992,6 +2716,23 @@ revoke all on function "doorkey"."health"() from public;
 
 grant execute on function "doorkey"."health"() to "service_role";
 
+-- doorkey.held_through
+
+create or replace function doorkey.held_through (
+  p_key_hash text
+)
+  returns bigint
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select coalesce(sum(h.held_micros), 0)::bigint from doorkey.credit_holds as h
+   where h.key_hash = p_key_hash and h.state = 'open';
+$function$;
+
+revoke all on function "doorkey"."held_through"(text) from public;
+
 -- doorkey.hold_lease
 
 create or replace function doorkey.hold_lease (
@@ -2015,6 +2756,33 @@ end
 $function$;
 
 revoke all on function "doorkey"."hold_lease"(uuid, integer) from public;
+
+-- doorkey.hold_my_provisioning
+
+create or replace function doorkey.hold_my_provisioning (
+  p_attempt          integer,
+  p_error            text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.hold_provisioning(
+    doorkey.use_proof(
+      'hold_my_provisioning',
+      array[p_attempt::text, p_error, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_attempt, p_error, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."hold_my_provisioning"(integer, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."hold_my_provisioning"(integer, text, text, text, bigint, text) to "authenticated";
 
 -- doorkey.hold_provisioning
 
@@ -2047,6 +2815,26 @@ revoke all on function "doorkey"."hold_provisioning"(uuid, integer, text, text) 
 
 grant execute on function "doorkey"."hold_provisioning"(uuid, integer, text, text) to "service_role";
 
+-- doorkey.is_retirement_over
+
+create or replace function doorkey.is_retirement_over (
+  p_user_id    uuid,
+  p_retires_at timestamp with time zone
+)
+  returns boolean
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select p_retires_at <= now() or not d.is_enabled
+         or exists (select from doorkey.provisioning as p
+                     where p.user_id = p_user_id and p.rotation_grace_seconds is not null)
+    from doorkey.desired_key(p_user_id) as d;
+$function$;
+
+revoke all on function "doorkey"."is_retirement_over"(uuid, timestamp with time zone) from public;
+
 -- doorkey.key_limit
 
 create or replace function doorkey.key_limit (
@@ -2062,29 +2850,43 @@ create or replace function doorkey.key_limit (
   set search_path to ''
   AS $function$
 declare
+  v_markup numeric;
+  v_share numeric;
   v_elsewhere numeric;
+  v_key public.openrouter_user_keys;
 begin
-  -- A key without a cap could have spent anything.
-  select coalesce(sum(greatest(
-           case when o.status = 'deleted' then o.reported_usage_micros
-                else greatest(coalesce(o.limit_micros::numeric, 'infinity'), o.reported_usage_micros) end
-           - o.charged_cost_micros, 0)), 0)
-    into v_elsewhere
-    from public.openrouter_user_keys as o
-   where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;
   -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
-  select case when p.is_uncapped then null
-         when k.retires_at is null and v_elsewhere = 'infinity' then floor(coalesce(k.charged_cost_micros, 0))::bigint
-         -- div, on one fraction: a quotient rounded to some places first may come out a micro-dollar too high.
-         else div(greatest(coalesce(k.charged_cost_micros, 0) * p.markup + a.held_micros
-                           + case when k.retires_at is null then a.available_micros - v_elsewhere * p.markup else 0 end,
-                           0), p.markup)::bigint end,
-         p.is_uncapped
-    into strict limit_micros, is_uncapped
-    from public.credit_accounts as a
-    join public.plans as p on p.id = a.plan_id
-    left join public.openrouter_user_keys as k on k.key_hash = p_key_hash
+  select a.available_micros + a.held_micros - a.debt_micros - a.remainder_micros, p.markup, p.is_uncapped
+    into strict v_share, v_markup, is_uncapped
+    from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
    where a.user_id = p_user_id;
+  if is_uncapped then
+    return;
+  end if;
+  select * into v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  v_key.charged_cost_micros := coalesce(v_key.charged_cost_micros, 0);
+  if v_key.retires_at is not null then
+    v_share := case when doorkey.is_retirement_over(p_user_id, v_key.retires_at) then 0
+                    else doorkey.held_through(v_key.key_hash) end;
+  else
+    -- What it may spend up to its limit (without a cap: anything; deleted: nothing); or what it said it has spent, and
+    -- what began before may still come to be billed.
+    select coalesce(sum(greatest(
+             case when o.status = 'deleted' then 0
+                  else (coalesce(o.limit_micros::numeric, 'infinity') - o.charged_cost_micros) * v_markup end,
+             greatest(o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup
+             + doorkey.held_through(o.key_hash))), 0)
+      into v_elsewhere
+      from public.openrouter_user_keys as o
+     where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;
+    if v_elsewhere = 'infinity' then
+      limit_micros := floor(v_key.charged_cost_micros);
+      return;
+    end if;
+    v_share := v_share - v_elsewhere;
+  end if;
+  -- div, on one fraction: a quotient rounded to some places first may come out a micro-dollar too high.
+  limit_micros := div(greatest(v_key.charged_cost_micros * v_markup + v_share, 0), v_markup);
 end
 $function$;
 
@@ -2162,6 +2964,59 @@ revoke all on function "doorkey"."list_sealed_secrets"(text, text, integer) from
 
 grant execute on function "doorkey"."list_sealed_secrets"(text, text, integer) to "service_role";
 
+-- doorkey.lock_account
+
+create or replace function doorkey.lock_account (
+  p_user_id uuid
+)
+  returns public.credit_accounts
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_account public.credit_accounts;
+begin
+  select * into v_account from public.credit_accounts as a where a.user_id = p_user_id for no key update;
+  if not found then
+    raise sqlstate 'PT404' using message = 'profile_not_found', hint = 'This user has no account.';
+  end if;
+  return v_account;
+end
+$function$;
+
+revoke all on function "doorkey"."lock_account"(uuid) from public;
+
+-- doorkey.lock_hold
+
+create or replace function doorkey.lock_hold (
+  p_user_id uuid,
+  p_hold_id uuid
+)
+  returns doorkey.credit_holds
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_hold doorkey.credit_holds;
+begin
+  select * into v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
+  if not found or v_hold.user_id <> p_user_id then
+    raise sqlstate 'PT404' using message = 'hold_not_found', hint = 'There is no such hold.';
+  end if;
+  -- Closing it may change what another key is to have. The key in use has the same limit before and after.
+  perform from doorkey.provisioning as p
+    where p.user_id = v_hold.user_id and p.key_hash is distinct from v_hold.key_hash for update;
+  perform doorkey.lock_account(v_hold.user_id);
+  -- Everything that changes a hold locks the account: what is read now stays so.
+  select * into strict v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
+  return v_hold;
+end
+$function$;
+
+revoke all on function "doorkey"."lock_hold"(uuid, uuid) from public;
+
 -- doorkey.look_again
 
 create or replace function doorkey.look_again (
@@ -2221,6 +3076,42 @@ revoke all on function "doorkey"."my_account"() from public;
 
 grant execute on function "doorkey"."my_account"() to "authenticated";
 
+-- doorkey.my_transactions
+
+create or replace function doorkey.my_transactions (
+  p_before bigint,
+  p_rows   integer
+)
+  returns table (
+    id            bigint,
+    type          text,
+    amount_micros bigint,
+    reason        text,
+    provider      text,
+    model         text,
+    created_at    timestamp with time zone
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  return query
+    select t.id, t.type, t.amount_micros, t.reason, t.provider, t.model, t.created_at
+      from public.credit_transactions as t
+     where t.user_id = (select auth.uid()) and (p_before is null or t.id < p_before)
+     order by t.id desc limit p_rows;
+end
+$function$;
+
+revoke all on function "doorkey"."my_transactions"(bigint, integer) from public;
+
+grant execute on function "doorkey"."my_transactions"(bigint, integer) to "authenticated";
+
 -- doorkey.next_key_action
 
 create or replace function doorkey.next_key_action (
@@ -2256,7 +3147,7 @@ begin
       action := 'update';
       return;
     end if;
-    if not v_wish.is_enabled or v_old.retires_at <= now() or v_row.rotation_grace_seconds is not null then
+    if doorkey.is_retirement_over(p_user_id, v_old.retires_at) then
       action := 'delete';
       return;
     end if;
@@ -2573,6 +3464,44 @@ $function$;
 
 revoke all on function "doorkey"."pg_net_health"() from public;
 
+-- doorkey.post_about_hold
+
+create or replace function doorkey.post_about_hold (
+  p_hold       doorkey.credit_holds,
+  p_type       text,
+  p_reason     text,
+  p_request_id text,
+  p_provider   text,
+  p_model      text,
+  p_available  bigint,
+  p_held       bigint,
+  p_debt       bigint,
+  p_receivable bigint
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_id bigint;
+  v_amount constant bigint := p_available + p_held + p_debt + p_receivable;
+begin
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
+  values (p_hold.user_id, p_type, v_amount, 'hold:' || p_hold.id, p_reason, 'credits', p_provider, p_model,
+          p_request_id)
+  returning id into v_id;
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  select v_id, e.account, e.amount
+    from (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
+                 ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
+   where e.amount <> 0;
+end
+$function$;
+
+revoke all on function "doorkey"."post_about_hold"(doorkey.credit_holds, text, text, text, text, text, bigint, bigint, bigint, bigint) from public;
+
 -- doorkey.post_grant
 
 create or replace function doorkey.post_grant (
@@ -2594,10 +3523,12 @@ create or replace function doorkey.post_grant (
 declare
   v_id bigint;
   v_known public.credit_transactions;
+  v_owed bigint;
 begin
   if p_amount_micros is null or p_amount_micros <= 0 then
     raise sqlstate 'PT422' using message = 'amount_not_positive', hint = 'Grant a positive number of micro-dollars.';
   end if;
+  v_owed := least((doorkey.lock_account(p_user_id)).debt_micros, p_amount_micros);
   insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
   values (p_user_id, p_type, p_amount_micros, p_idempotency_key, p_reason, p_actor, p_request_id)
   on conflict on constraint credit_transactions_once do nothing
@@ -2606,15 +3537,18 @@ begin
     select * into strict v_known from public.credit_transactions
      where type = p_type and idempotency_key = p_idempotency_key;
     if (v_known.user_id, v_known.amount_micros, v_known.reason) is distinct from (p_user_id, p_amount_micros, p_reason) then
-      raise sqlstate 'PT409' using message = 'idempotency_key_reused',
+      raise sqlstate 'PT409' using message = 'idempotency_conflict',
         hint = 'This key was used for another content. Use a new key for a new grant.';
     end if;
     return v_known.id;
   end if;
   insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  values (v_id, 'available', p_amount_micros), (v_id, 'granted', -p_amount_micros);
+  select v_id, e.account, e.amount
+    from (values ('available'::doorkey.ledger_account, p_amount_micros - v_owed),
+                 ('debt', v_owed), ('granted', -p_amount_micros)) as e (account, amount)
+   where e.amount <> 0;
   insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
-  values (p_user_id, v_id, p_amount_micros, p_amount_micros, p_priority, p_expires_at);
+  values (p_user_id, v_id, p_amount_micros, p_amount_micros - v_owed, p_priority, p_expires_at);
   return v_id;
 end
 $function$;
@@ -2739,6 +3673,31 @@ revoke all on function "doorkey"."recheck_key"(uuid, text) from public;
 
 grant execute on function "doorkey"."recheck_key"(uuid, text) to "service_role";
 
+-- doorkey.recheck_my_key
+
+create or replace function doorkey.recheck_my_key (
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.recheck_key(
+    doorkey.use_proof(
+      'recheck_my_key',
+      array[p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_request_id);
+$function$;
+
+revoke all on function "doorkey"."recheck_my_key"(text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."recheck_my_key"(text, text, bigint, text) to "authenticated";
+
 -- doorkey.redrive_provisioning
 
 create or replace function doorkey.redrive_provisioning (
@@ -2795,6 +3754,60 @@ $function$;
 
 revoke all on function "doorkey"."refuse_rewriting"() from public;
 
+-- doorkey.release_hold
+
+create or replace function doorkey.release_hold (
+  p_user_id    uuid,
+  p_hold_id    uuid,
+  p_request_id text
+)
+  returns text
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_hold doorkey.credit_holds;
+begin
+  v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
+  if v_hold.state = 'open' then
+    perform doorkey.close_hold(v_hold, 'released', p_request_id);
+    return 'released';
+  end if;
+  return v_hold.state;
+end
+$function$;
+
+revoke all on function "doorkey"."release_hold"(uuid, uuid, text) from public;
+
+grant execute on function "doorkey"."release_hold"(uuid, uuid, text) to "service_role";
+
+-- doorkey.release_my_hold
+
+create or replace function doorkey.release_my_hold (
+  p_hold_id          uuid,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.release_hold(
+    doorkey.use_proof(
+      'release_my_hold',
+      array[p_hold_id::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_hold_id, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."release_my_hold"(uuid, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."release_my_hold"(uuid, text, text, bigint, text) to "authenticated";
+
 -- doorkey.request_key_rotation
 
 create or replace function doorkey.request_key_rotation (
@@ -2850,6 +3863,32 @@ revoke all on function "doorkey"."request_key_rotation"(uuid, integer, text) fro
 
 grant execute on function "doorkey"."request_key_rotation"(uuid, integer, text) to "service_role";
 
+-- doorkey.request_my_key_rotation
+
+create or replace function doorkey.request_my_key_rotation (
+  p_grace_seconds    integer,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns text
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select doorkey.request_key_rotation(
+    doorkey.use_proof(
+      'request_my_key_rotation',
+      array[p_grace_seconds::text, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_grace_seconds, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."request_my_key_rotation"(integer, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."request_my_key_rotation"(integer, text, text, bigint, text) to "authenticated";
+
 -- doorkey.reseal_secrets
 
 create or replace function doorkey.reseal_secrets (
@@ -2890,6 +3929,113 @@ $function$;
 revoke all on function "doorkey"."reseal_secrets"(text[], text[], text[], text) from public;
 
 grant execute on function "doorkey"."reseal_secrets"(text[], text[], text[], text) to "service_role";
+
+-- doorkey.reserve_credits
+
+create or replace function doorkey.reserve_credits (
+  p_user_id         uuid,
+  p_amount_micros   bigint,
+  p_ttl_seconds     integer,
+  p_idempotency_key text,
+  p_key_hash        text,
+  p_request_id      text
+)
+  returns table (
+    hold_id                uuid,
+    bound_key_hash         text,
+    expires_at             timestamp with time zone,
+    available_after_micros bigint
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_account public.credit_accounts;
+  v_hold doorkey.credit_holds;
+  v_key public.openrouter_user_keys;
+  v_held bigint;
+begin
+  if p_amount_micros is null or p_amount_micros not between 1 and 1000000000000 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'Reserve 1 to 1000000000000 micro-dollars.';
+  end if;
+  if p_ttl_seconds is null or p_ttl_seconds not between 1 and 86400 then
+    raise sqlstate 'PT422' using message = 'ttl_out_of_range', hint = 'A hold lasts 1 to 86400 seconds.';
+  end if;
+  if p_idempotency_key is null or length(p_idempotency_key) not between 1 and 200 then
+    raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
+  end if;
+  v_account := doorkey.lock_account(p_user_id);
+  select * into v_hold from doorkey.credit_holds as h where h.idempotency_key = p_idempotency_key;
+  if v_hold.id is null then
+    v_key := doorkey.usable_key(p_user_id, p_key_hash);
+    v_held := case when (select p.is_uncapped from public.plans as p where p.id = v_account.plan_id) then 0
+                   else p_amount_micros end;
+    if v_account.available_micros < v_held then
+      raise sqlstate 'PT402' using message = 'insufficient_credits',
+        hint = format('%s micro-dollars are available.', v_account.available_micros);
+    end if;
+    insert into doorkey.credit_holds as h
+      (user_id, key_hash, amount_micros, held_micros, idempotency_key, request_id, available_after_micros, expires_at)
+    values (p_user_id, v_key.key_hash, p_amount_micros, v_held, p_idempotency_key, p_request_id,
+            v_account.available_micros - v_held, now() + make_interval(secs => p_ttl_seconds))
+    on conflict (idempotency_key) do nothing
+    returning h.* into v_hold;
+    if v_hold.held_micros > 0 then
+      perform doorkey.post_about_hold(
+        v_hold, 'hold', 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
+    elsif v_hold.id is null then
+      -- Somebody else's, who came at the same moment: this user's would have been found above.
+      select * into strict v_hold from doorkey.credit_holds as h where h.idempotency_key = p_idempotency_key;
+    end if;
+  end if;
+  if (v_hold.user_id, v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
+     is distinct from (p_user_id, p_amount_micros, make_interval(secs => p_ttl_seconds),
+                       coalesce(p_key_hash, v_hold.key_hash)) then
+    raise sqlstate 'PT409' using message = 'idempotency_conflict',
+      hint = 'This key was used for another content. Use a new key for a new hold.';
+  end if;
+  return query select v_hold.id, v_hold.key_hash, v_hold.expires_at, v_hold.available_after_micros;
+end
+$function$;
+
+revoke all on function "doorkey"."reserve_credits"(uuid, bigint, integer, text, text, text) from public;
+
+grant execute on function "doorkey"."reserve_credits"(uuid, bigint, integer, text, text, text) to "service_role";
+
+-- doorkey.reserve_my_credits
+
+create or replace function doorkey.reserve_my_credits (
+  p_amount_micros    bigint,
+  p_ttl_seconds      integer,
+  p_idempotency_key  text,
+  p_key_hash         text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns table (
+    hold_id                uuid,
+    bound_key_hash         text,
+    expires_at             timestamp with time zone,
+    available_after_micros bigint
+  )
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select * from doorkey.reserve_credits(
+    doorkey.use_proof(
+      'reserve_my_credits',
+      array[p_amount_micros::text, p_ttl_seconds::text, p_idempotency_key, p_key_hash, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_amount_micros, p_ttl_seconds, p_idempotency_key, p_key_hash, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) to "authenticated";
 
 -- doorkey.reveal_key
 
@@ -2932,6 +4078,34 @@ $function$;
 revoke all on function "doorkey"."reveal_key"(uuid, text) from public;
 
 grant execute on function "doorkey"."reveal_key"(uuid, text) to "service_role";
+
+-- doorkey.reveal_my_key
+
+create or replace function doorkey.reveal_my_key (
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns table (
+    revealed_key_hash text,
+    sealed_secret     text
+  )
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select * from doorkey.reveal_key(
+    doorkey.use_proof(
+      'reveal_my_key',
+      array[p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_request_id);
+$function$;
+
+revoke all on function "doorkey"."reveal_my_key"(text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."reveal_my_key"(text, text, bigint, text) to "authenticated";
 
 -- doorkey.ring
 
@@ -3003,6 +4177,121 @@ $function$;
 
 revoke all on function "doorkey"."settle_attempt"(uuid) from public;
 
+-- doorkey.settle_hold
+
+create or replace function doorkey.settle_hold (
+  p_user_id       uuid,
+  p_hold_id       uuid,
+  p_cost_micros   numeric,
+  p_provider      text,
+  p_model         text,
+  p_generation_id text,
+  p_request_id    text
+)
+  returns table (
+    charged_micros bigint,
+    owed_micros    bigint
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_hold doorkey.credit_holds;
+  v_account public.credit_accounts;
+  v_plan public.plans;
+  v_exact numeric;
+  v_charge bigint;
+  v_from_held bigint;
+  v_from_available bigint;
+  v_owed bigint;
+  v_paid bigint;
+begin
+  -- NaN is more than any number.
+  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range',
+      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
+  end if;
+  v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
+  if v_hold.state = 'settled' then
+    if (v_hold.cost_micros, v_hold.provider, v_hold.model, v_hold.generation_id)
+       is distinct from (p_cost_micros, p_provider, p_model, p_generation_id) then
+      raise sqlstate 'PT409' using message = 'idempotency_conflict',
+        hint = 'This hold was settled with another content. A hold is for one call.';
+    end if;
+    return query select v_hold.charged_micros, v_hold.owed_micros;
+    return;
+  end if;
+  select * into strict v_account from public.credit_accounts as a where a.user_id = v_hold.user_id;
+  select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
+  v_exact := p_cost_micros * v_plan.markup + v_account.remainder_micros;
+  v_charge := floor(v_exact);
+  v_from_held := case when v_plan.is_uncapped then 0 else least(v_hold.held_micros, v_charge) end;
+  v_from_available := case when v_plan.is_uncapped then 0
+                           else least(v_account.available_micros, v_charge - v_from_held) end;
+  v_owed := case when v_plan.is_uncapped then 0 else v_charge - v_from_held - v_from_available end;
+  -- What the hold did not need pays debts first.
+  v_paid := least(v_hold.held_micros - v_from_held, v_account.debt_micros);
+  perform doorkey.post_about_hold(
+    v_hold, 'usage', 'Call', p_request_id, p_provider, p_model,
+    v_hold.held_micros - v_from_held - v_paid - v_from_available, -v_hold.held_micros, v_paid - v_owed,
+    case when v_plan.is_uncapped then -v_charge else 0 end);
+  perform doorkey.spend_lots(v_hold.user_id, v_from_held + v_from_available + v_paid);
+  update public.credit_accounts as a set remainder_micros = v_exact - v_charge where a.user_id = v_hold.user_id;
+  update public.openrouter_user_keys as k
+     set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
+         -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
+         -- it spent besides would look as if it were this. The next time it says so, it is right again.
+         reported_usage_micros = k.reported_usage_micros + case
+           when k.retires_at is not null or k.status = 'deleted' then ceil(p_cost_micros) else 0 end
+   where k.key_hash = v_hold.key_hash;
+  update doorkey.credit_holds as h
+     set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
+         cost_micros = p_cost_micros, charged_micros = v_charge, owed_micros = v_owed,
+         closed_at = coalesce(h.closed_at, now()), settled_at = now()
+   where h.id = v_hold.id;
+  perform doorkey.follow_hold(v_hold);
+  return query select v_charge, v_owed;
+end
+$function$;
+
+revoke all on function "doorkey"."settle_hold"(uuid, uuid, numeric, text, text, text, text) from public;
+
+grant execute on function "doorkey"."settle_hold"(uuid, uuid, numeric, text, text, text, text) to "service_role";
+
+-- doorkey.settle_my_hold
+
+create or replace function doorkey.settle_my_hold (
+  p_hold_id          uuid,
+  p_cost_micros      numeric,
+  p_provider         text,
+  p_model            text,
+  p_generation_id    text,
+  p_request_id       text,
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns table (
+    charged_micros bigint,
+    owed_micros    bigint
+  )
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select * from doorkey.settle_hold(
+    doorkey.use_proof(
+      'settle_my_hold',
+      array[p_hold_id::text, p_cost_micros::text, p_provider, p_model, p_generation_id, p_request_id],
+      p_proof_id, p_proof_expires_at, p_proof),
+    p_hold_id, p_cost_micros, p_provider, p_model, p_generation_id, p_request_id);
+$function$;
+
+revoke all on function "doorkey"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) from public;
+
+grant execute on function "doorkey"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) to "authenticated";
+
 -- doorkey.show_on_profile
 
 create or replace function doorkey.show_on_profile (
@@ -3035,6 +4324,26 @@ $function$;
 
 revoke all on function "doorkey"."show_on_profile"(uuid, text, text, bigint) from public;
 
+-- doorkey.sign_proof
+
+create or replace function doorkey.sign_proof (
+  p_secret text,
+  p_parts  text[]
+)
+  returns text
+  language sql
+  stable
+  set search_path to ''
+  AS $function$
+      select 'v1,' || encode(extensions.hmac(
+                 convert_to(
+                   string_agg(coalesce(octet_length(p.part) || ':' || p.part, '-') || ',', '' order by p.n), 'UTF8'),
+                 decode(substr(p_secret, 7), 'base64'), 'sha256'), 'base64')
+        from unnest(p_parts) with ordinality as p (part, n);
+    $function$;
+
+revoke all on function "doorkey"."sign_proof"(text, text[]) from public;
+
 -- doorkey.sign_webhook
 
 create or replace function doorkey.sign_webhook (
@@ -3056,6 +4365,45 @@ create or replace function doorkey.sign_webhook (
     $function$;
 
 revoke all on function "doorkey"."sign_webhook"(text, text, text, text) from public;
+
+-- doorkey.spend_lots
+
+create or replace function doorkey.spend_lots (
+  p_user_id       uuid,
+  p_amount_micros bigint
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_taken bigint;
+begin
+  if p_amount_micros = 0 then
+    return;
+  end if;
+  with queue as (
+    select l.id, l.remaining_micros,
+           sum(l.remaining_micros) over (order by l.priority, l.expires_at nulls last, l.id)
+           - l.remaining_micros as before
+      from doorkey.credit_lots as l
+     where l.user_id = p_user_id and l.remaining_micros > 0
+  ), spent as (
+    update doorkey.credit_lots as l
+       set remaining_micros = l.remaining_micros - least(q.remaining_micros, p_amount_micros - q.before)
+      from queue as q
+     where l.id = q.id and q.before < p_amount_micros
+    returning least(q.remaining_micros, p_amount_micros - q.before) as micros
+  )
+  select sum(s.micros) into v_taken from spent as s;
+  if v_taken is distinct from p_amount_micros then
+    raise exception 'the lots of % hold less than their balance', p_user_id;
+  end if;
+end
+$function$;
+
+revoke all on function "doorkey"."spend_lots"(uuid, bigint) from public;
 
 -- doorkey.start_sweep
 
@@ -3128,6 +4476,11 @@ begin
          heal_cursor = case when cardinality(v_rows) = p_users then v_rows[p_users] end,
          last_sweep_at = now();
   delete from doorkey.key_requests as r where r.requested_at < now() - interval '1 day';
+  -- A minute later than they expire: a call that looked just before is over by then.
+  delete from doorkey.used_proofs as u using (
+    select o.proof_id from doorkey.used_proofs as o where o.expires_at < now() - interval '1 minute'
+     order by o.expires_at limit 100000) as old
+   where u.proof_id = old.proof_id;
 
   with old as (
     select a.id from doorkey.audit_log as a
@@ -3198,6 +4551,85 @@ $function$;
 revoke all on function "doorkey"."store_connection"(text, text, text, text) from public;
 
 grant execute on function "doorkey"."store_connection"(text, text, text, text) to "service_role";
+
+-- doorkey.usable_key
+
+create or replace function doorkey.usable_key (
+  p_user_id  uuid,
+  p_key_hash text
+)
+  returns public.openrouter_user_keys
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_key public.openrouter_user_keys;
+begin
+  select k.* into v_key
+    from doorkey.provisioning as w join public.openrouter_user_keys as k on k.key_hash = w.key_hash
+   where w.user_id = p_user_id;
+  if not found then
+    raise sqlstate 'PT404' using message = 'no_key', hint = 'There is no key yet that a call could go through.';
+  end if;
+  if v_key.key_hash <> p_key_hash then
+    raise sqlstate 'PT409' using message = 'key_replaced', hint = 'A key that retires begins nothing new.';
+  end if;
+  if v_key.status <> 'active' or not (doorkey.desired_key(p_user_id)).is_enabled then
+    raise sqlstate 'PT403' using message = 'key_disabled', hint = 'The user is banned or gone.';
+  end if;
+  return v_key;
+end
+$function$;
+
+revoke all on function "doorkey"."usable_key"(uuid, text) from public;
+
+-- doorkey.use_proof
+
+create or replace function doorkey.use_proof (
+  p_door             text,
+  p_arguments        text[],
+  p_proof_id         text,
+  p_proof_expires_at bigint,
+  p_proof            text
+)
+  returns uuid
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  c_max_signatures constant integer := 8;
+  c_max_seconds constant integer := 300;
+  v_user_id constant uuid := auth.uid();
+  v_expected constant text := doorkey.sign_proof(
+    (select s.webhook_secret from doorkey.settings as s),
+    array['doorkey.proof', p_door, v_user_id::text] || p_arguments || array[p_proof_id, p_proof_expires_at::text]);
+begin
+  -- No user would mean anybody's, to those behind the doors.
+  if v_user_id is null or not exists (
+    -- By their digests: how long it takes to compare those says nothing of the signatures.
+    select from unnest((string_to_array(p_proof, ' '))[:c_max_signatures]) as s (signature)
+     where doorkey.digest_secret(s.signature) = doorkey.digest_secret(v_expected)
+  ) then
+    raise sqlstate 'PT403' using message = 'proof_invalid',
+      hint = 'Only the functions of this installation can show it, with the secret that they share with the database.';
+  end if;
+  if p_proof_expires_at - extract(epoch from now()) not between 0 and c_max_seconds then
+    raise sqlstate 'PT403' using message = 'proof_expired',
+      hint = format('A proof holds for %s seconds at most. Do the clocks agree?', c_max_seconds);
+  end if;
+  insert into doorkey.used_proofs (proof_id, expires_at) values (p_proof_id, to_timestamp(p_proof_expires_at))
+  on conflict (proof_id) do nothing;
+  if not found then
+    raise sqlstate 'PT403' using message = 'proof_used', hint = 'A proof holds for one call.';
+  end if;
+  return v_user_id;
+end
+$function$;
+
+revoke all on function "doorkey"."use_proof"(text, text[], text, bigint, text) from public;
 
 -- doorkey.want
 
