@@ -533,6 +533,9 @@ create index provisioning_key on doorkey.provisioning using btree (key_hash);
 create index provisioning_leased on doorkey.provisioning using btree (lease_expires_at)
   where (state = 'working'::doorkey.provisioning_state);
 
+create index provisioning_retried on doorkey.provisioning using btree (due_at)
+  where ((state = 'due'::doorkey.provisioning_state) AND (failures > 0));
+
 create index provisioning_revisited on doorkey.provisioning using btree (revisit_at)
   where ((state = 'ready'::doorkey.provisioning_state) AND (revisit_at is not null));
 
@@ -2921,7 +2924,17 @@ begin
   if p_rows is null or p_rows not between 1 and 1000 then
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
   end if;
-  return query select d.user_id from doorkey.due_provisioning(p_rows) as d;
+  return query
+    select w.user_id
+      from (
+        (select p.user_id, true as is_retry, p.due_at as since from doorkey.provisioning as p
+          where p.state = 'due' and p.failures > 0 and p.due_at <= now()
+            and (p.backfill_at is null or p.key_hash is not null)
+          order by p.due_at limit p_rows / 4)
+        union all
+        select d.user_id, false, d.since from doorkey.due_provisioning(p_rows) as d
+      ) as w
+     group by w.user_id order by bool_or(w.is_retry) desc, min(w.since), w.user_id limit p_rows;
 end
 $function$;
 

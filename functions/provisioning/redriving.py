@@ -25,30 +25,39 @@ PATIENCE_SECONDS = 5.0
 POLL_SECONDS = 0.5
 AGAIN_SOON = (Outcome.DEFERRED, Outcome.LIMITED)
 # Between the beginnings of two attempts, once OpenRouter has asked to slow down.
-MIN_GAP_SECONDS = 0.005
+MIN_GAP_SECONDS = 0.01
 MAX_GAP_SECONDS = 1.0
+# Those who were under way together are told together: that counts once.
+TOLD_SECONDS = 0.2
 
 
-class _Pace:
-    """Spaces attempts out as OpenRouter wants them: further apart after a 429, a little closer after a success."""
+class Pace:
+    """Spaces attempts out as OpenRouter wants them: further apart after a 429, a little closer after a success.
+
+    Attributes:
+        gap_seconds: between the beginnings of two attempts.
+    """
 
     def __init__(self) -> None:
-        self._gap_seconds = 0.0
+        self.gap_seconds = 0.0
         self._next_at = float("-inf")
+        self._told_at = float("-inf")
 
     async def turn(self) -> None:
         """Waits for one's turn."""
         now = time.monotonic()
         begins_at = max(now, self._next_at)
-        self._next_at = begins_at + self._gap_seconds
+        self._next_at = begins_at + self.gap_seconds
         await asyncio.sleep(begins_at - now)
 
     def follow(self, outcome: Outcome) -> None:
         """Learns from how an attempt ended."""
-        if outcome is Outcome.LIMITED:
-            self._gap_seconds = min(max(self._gap_seconds * 1.25, MIN_GAP_SECONDS), MAX_GAP_SECONDS)
+        now = time.monotonic()
+        if outcome is Outcome.LIMITED and now - self._told_at >= TOLD_SECONDS:
+            self._told_at = now
+            self.gap_seconds = min(max(self.gap_seconds * 1.25, MIN_GAP_SECONDS), MAX_GAP_SECONDS)
         elif outcome is Outcome.READY:
-            self._gap_seconds *= 0.99
+            self.gap_seconds *= 0.99
 
 
 class Redrive:
@@ -62,7 +71,7 @@ class Redrive:
         self._provisioner = provisioner
         self._request_id = request_id
         self._clock = clock
-        self._pace = _Pace()
+        self._pace = Pace()
         self._outcomes: Counter[str] = Counter()
         # Who is not asked again in this sweep: a row that stays due although it was worked on would come for ever.
         self._done: set[UUID] = set()

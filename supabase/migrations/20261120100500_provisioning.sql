@@ -55,6 +55,8 @@ create table if not exists doorkey.provisioning (
 -- "What is due?", for the sweep.
 create index if not exists provisioning_due
   on doorkey.provisioning (due_at) where state = 'due';
+create index if not exists provisioning_retried
+  on doorkey.provisioning (due_at) where state = 'due' and failures > 0;
 create index if not exists provisioning_leased
   on doorkey.provisioning (lease_expires_at) where state = 'working';
 create index if not exists provisioning_revisited

@@ -55,6 +55,22 @@ async def test_whom_the_trigger_noted_comes_first(database: Database) -> None:
     assert set(await due(database)) == {users[0], users[4]}
 
 
+async def test_who_failed_before_does_not_wait_behind_a_crowd_nor_does_the_crowd_behind_them(
+    database: Database,
+) -> None:
+    crowd = [await database.insert_user() for _ in range(8)]
+    await database.run("update doorkey.provisioning set due_at = now() - interval '1 hour'")
+    failed = [await database.insert_user() for _ in range(3)]
+    await database.run(
+        "update doorkey.provisioning set failures = 1, due_at = now() - interval '1 s' where user_id = any(%s)",
+        (failed,),
+    )
+    page = await due(database, 8)
+    assert set(page[:2]) < set(failed)
+    assert set(page[2:]) < set(crowd)
+    assert sorted(await due(database)) == sorted([*crowd, *failed])
+
+
 async def test_users_from_before_the_installation_and_deleted_ones_are_left_alone(database: Database) -> None:
     old = await database.insert_user(created_at="2020-01-01")
     deleted = await database.insert_user()
