@@ -2927,14 +2927,15 @@ begin
   return query
     select w.user_id
       from (
-        (select p.user_id, true as is_retry, p.due_at as since from doorkey.provisioning as p
+        (select p.user_id, 0 as turn, row_number() over (order by p.due_at) as place from doorkey.provisioning as p
           where p.state = 'due' and p.failures > 0 and p.due_at <= now()
             and (p.backfill_at is null or p.key_hash is not null)
           order by p.due_at limit p_rows / 4)
         union all
-        select d.user_id, false, d.since from doorkey.due_provisioning(p_rows) as d
+        select d.user_id, 1, d.place
+          from doorkey.due_provisioning(p_rows) with ordinality as d (user_id, since, place)
       ) as w
-     group by w.user_id order by bool_or(w.is_retry) desc, min(w.since), w.user_id limit p_rows;
+     group by w.user_id order by min(w.turn), min(w.place) limit p_rows;
 end
 $function$;
 

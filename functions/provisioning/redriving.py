@@ -97,7 +97,7 @@ class Redrive:
             # Who could not be claimed is asked again once others could: if the queue was held, one of them was the
             # probe.
             if worked_now == worked:
-                if self._clock() >= waits_until:
+                if due or self._clock() >= waits_until:
                     self.is_everything_done = not due
                     return
                 await asyncio.sleep(POLL_SECONDS)

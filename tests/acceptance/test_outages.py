@@ -11,7 +11,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,20 +195,28 @@ async def test_the_database_standing_still_in_the_middle_loses_nothing(
 @contextmanager
 def frozen(family: list[int]) -> Iterator[None]:
     """A server and all its workers stand still."""
-    for member in family:
-        os.kill(member, signal.SIGSTOP)
+    stopped = [member for member in family if _send(member, signal.SIGSTOP)]
     try:
         yield
     finally:
-        for member in family:
-            os.kill(member, signal.SIGCONT)
+        for member in stopped:
+            _send(member, signal.SIGCONT)
+
+
+def _send(pid: int, what: signal.Signals) -> bool:
+    """Whether it was there: a worker of Postgres may end by itself."""
+    try:
+        os.kill(pid, what)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def children(pid: int) -> list[int]:
     """The processes that this one started, and theirs."""
-    direct = [
-        int(status.parent.name)
-        for status in Path("/proc").glob("[0-9]*/status")
-        if f"\nPPid:\t{pid}\n" in status.read_text(errors="replace")
-    ]
+    direct = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # they come and go
+            if f"\nPPid:\t{pid}\n" in status.read_text(errors="replace"):
+                direct.append(int(status.parent.name))
     return [*direct, *(grandchild for child in direct for grandchild in children(child))]

@@ -215,7 +215,12 @@ async def test_while_everything_at_openrouter_fails_a_sweep_ends_well_and_the_ne
     assert line["strays_error"] == "openrouter_answer_lost"
     await place.faults.clear()
     await scene.make_due_now()
-    await assert_healed(scene, TROUBLES["the answer is lost"], await sweep_later(place.stack))
+    line = await sweep_later(place.stack)
+    assert line["outcome_ready"] == 1
+    # The sweep stayed for its retries, and each of them left a key.
+    attempts = (await scene.row())["attempt"]
+    assert (line["stray_keys"], line["strays_deleted"]) == (attempts - 1, attempts - 1)
+    await scene.assert_one_key(attempt=attempts)
 
 
 async def test_a_key_that_shows_late_is_collected_by_a_later_sweep(place: Place, scene: Scene) -> None:

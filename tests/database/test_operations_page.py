@@ -62,7 +62,7 @@ async def test_each_user_has_a_key_or_a_reason(database: Database) -> None:
         working: "being made now",
         missed: "missed by the trigger",
         manual: "has not confirmed",
-        failed: "failed: openrouter_limited; next try at",
+        failed: "failed: openrouter_refused; next try at",
         await row(await database.insert_user(), "state = 'dead', last_error = 'x'"): "given up: x; doorkey redrive",
         await database.insert_user(confirmed=False): "has not confirmed",
         await database.insert_user(is_anonymous=True): "anonymous",
