@@ -5,7 +5,7 @@ is the database's to say, as always: whoever came before the installation is not
 
 The surprising thing: when OpenRouter is slow, the answer goes out and the attempt goes on. Cancelled between making a
 key and registering it, it would leave a stray. On Lambda it stands still with its sandbox, and wakes with it; if it
-never does, its lease runs out and the sweep begins anew. See docs/decisions/0017.
+never does, its lease runs out and the sweep begins anew. See docs/decisions/0018.
 """
 
 from __future__ import annotations

@@ -151,13 +151,15 @@ def judge_webhook_secret(facts: Facts) -> Finding:
     proof: SecretProof = facts.answer("webhook_proof")
     if proof.signature is None:
         return warning(
-            "The database has no signing secret: it doesn't ring, and nobody hears of a signup until the next sweep.",
+            "The database has no signing secret: it doesn't ring, nobody hears of a signup until the next sweep, and "
+            "people's own doors are shut.",
             "doorkey connect",
         )
     place = proof.place_among(keys)
     if place is None:
         return broken(
-            "The database signs with a secret that is not in DOORKEY_WEBHOOK_SECRETS: its hints are refused.",
+            "The database signs with a secret that is not in DOORKEY_WEBHOOK_SECRETS: its hints are refused, and "
+            "people's own doors are shut.",
             "docs/operations.md#the-signing-secret   (is this the functions' environment? then doorkey connect)",
         )
     if place > 0:

@@ -24,6 +24,7 @@ from functions.health.checks import (
     ok,
     sentence_of,
     skipped,
+    warning,
 )
 from functions.health.store import get_health, prove_webhook_secret
 from functions.kit.clock import Clock, system_clock
@@ -102,9 +103,13 @@ def judge_sealing_keys(facts: Facts) -> Finding:
 
 
 def judge_webhook_secret(facts: Facts) -> Finding:
-    """As the database's line; but on Lambda only who takes hints is given the secret, and the API isn't."""
-    if not facts.settings.webhook_secrets:
-        return skipped("DOORKEY_WEBHOOK_SECRETS is not given here; doorkey doctor compares it.")
+    """As the database's line; and the API, which takes no hints, needs the secret for its proofs."""
+    if not facts.settings.webhook_secrets and "DOORKEY_WEBHOOK_SECRETS" not in facts.unusable:
+        return warning(
+            "DOORKEY_WEBHOOK_SECRETS is not given here: people's own doors are shut, and with the secret key rejected "
+            "they would only see their account.",
+            "Give it to the API too, and deploy   (docs/operations.md#the-signing-secret)",
+        )
     return database.judge_webhook_secret(facts)
 
 

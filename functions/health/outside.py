@@ -7,6 +7,7 @@ import httpx
 from functions.clients.openrouter import AccountCredits, ManagementKeyRejected
 from functions.clients.project import KeyAnswer
 from functions.health.checks import ASK_SECONDS, Facts, Finding, NotSeen, broken, ok, sentence_of, skipped, warning
+from functions.health.database import Report
 
 KEYS_PAGE = "dashboard, Project Settings, API Keys"
 STATUS_PAGE = "https://status.supabase.com"
@@ -85,10 +86,13 @@ def judge_secret_key(facts: Facts) -> Finding:
     if (error := facts.failure("secret_key")) is not None:
         return _unsaid("SUPABASE_SECRET_KEY", error)
     if (problem := _rejected(facts, "secret_key", "SUPABASE_SECRET_KEY")) is not None:
-        is_other_good = facts.seen["publishable_key"] is KeyAnswer.ACCEPTED
-        rest = "only what people ask with their own token goes on (rung 3)" if is_other_good else "nothing goes on"
+        if isinstance(facts.seen["report"], Report):
+            return warning(
+                f"{problem} Everything goes by the one in Secrets Manager (rung 2); each new sandbox finds it anew.",
+                "make deploy STAGE=STAGE   (docs/operations.md#the-secret-key-of-supabase)",
+            )
         return broken(
-            f"{problem} Webhooks and sweeps wait; {rest}.",
+            f"{problem} Webhooks and sweeps wait; {_what_goes_on(facts)}.",
             f"Set SUPABASE_SECRET_KEY to a secret key, and deploy   ({KEYS_PAGE}; "
             "docs/operations.md#the-secret-key-of-supabase)",
         )
@@ -98,6 +102,18 @@ def judge_secret_key(facts: Facts) -> Finding:
             f"Set both to sb_secret_ and sb_publishable_ keys, and deploy   ({KEYS_PAGE})",
         )
     return ok("Supabase accepts the secret key: everything goes by it (rung 1).")
+
+
+def _what_goes_on(facts: Facts) -> str:
+    """Who is served without the secret key, and by which rung."""
+    if facts.seen["publishable_key"] is not KeyAnswer.ACCEPTED:
+        return "nothing goes on (rung 4)"
+    if facts.settings.webhook_secrets:
+        return "only what people ask with their own token goes on (rung 3)"
+    return (
+        "people see their own account and no more, because without DOORKEY_WEBHOOK_SECRETS "
+        "their own doors are shut (rung 4)"
+    )
 
 
 def _unsaid(variable: str, error: Exception) -> Finding:

@@ -88,10 +88,30 @@ async def test_what_is_broken_is_named_with_what_to_do_and_nothing_is_shown(
     assert all(check["finding"].endswith(".") for check in checks.values())
 
 
-async def test_a_function_that_is_not_given_the_signing_secret_accuses_nobody(stack: Stack) -> None:
+async def test_an_api_without_the_signing_secret_is_warned_that_own_doors_are_shut(stack: Stack) -> None:
     async with api_with(stack, {"DOORKEY_WEBHOOK_SECRETS": ""}) as client:
         checks = by_name((await client.get("/health/ready", headers=operator(stack))).json())
-    assert checks["webhook_secret"]["state"] == "skipped"
+    assert checks["webhook_secret"]["state"] == "warning"
+    assert "own doors are shut" in checks["webhook_secret"]["finding"]
+    assert "docs/operations.md#the-signing-secret" in checks["webhook_secret"]["mend"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rung"),
+    [
+        ({}, "rung 3"),
+        ({"DOORKEY_WEBHOOK_SECRETS": ""}, "rung 4"),
+        ({"SUPABASE_PUBLISHABLE_KEY": "sb_publishable_of-nobody-at-all"}, "rung 4"),
+    ],
+)
+async def test_with_the_secret_key_rejected_the_rung_that_serves_people_is_named(
+    stack: Stack, changes: dict[str, str], rung: str
+) -> None:
+    async with api_with(stack, {"SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all", **changes}) as client:
+        check = by_name((await client.get("/health/ready", headers=operator(stack))).json())["secret_key"]
+    assert check["state"] == "broken"
+    assert rung in check["finding"]
+    assert "Supabase rejects SUPABASE_SECRET_KEY" in check["finding"]
 
 
 async def test_both_keys_wrong_are_reported_together(stack: Stack) -> None:

@@ -13,7 +13,7 @@ import pytest
 from functions.clients.openrouter import AccountCredits
 from functions.clients.outside import build_clients
 from functions.clients.project import KeyAnswer, is_captcha_on, try_key
-from functions.clients.supabase import SupabaseError
+from functions.clients.supabase import ServiceKeyRejected, SupabaseError
 from functions.health import checks, doors, outside
 from functions.health.checks import Facts, Finding, NotSeen, Question, ask_all, judge_all, ok, worst_of
 from functions.health.database import Report, judge_clock
@@ -225,3 +225,11 @@ def test_a_dry_account_is_told_from_one_that_is_short() -> None:
     for bought, used, state in ((0, 0, "broken"), (5, 5, "broken"), (5, 3, "warning"), (5, 1, "ok")):
         account = AccountCredits(bought * 1_000_000, used * 1_000_000)
         assert outside.judge_openrouter_credits(Facts(settings(), {"credits": account}), keys).state == state
+
+
+def test_a_key_that_was_found_again_in_secrets_manager_is_rung_two() -> None:
+    seen = {"signing_keys": {}, "publishable_key": KeyAnswer.ACCEPTED, "secret_key": KeyAnswer.REJECTED}
+    found = outside.judge_secret_key(Facts(settings(), {**seen, "report": Report({}, 0.0, 0.0)}))
+    assert (found.state, "rung 2" in found.finding) == ("warning", True)
+    found = outside.judge_secret_key(Facts(settings(), {**seen, "report": ServiceKeyRejected("report")}))
+    assert (found.state, "rung 2" in found.finding) == ("broken", False)
