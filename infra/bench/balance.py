@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
+from fastapi import FastAPI
 
 from functions import api, webhook
 from functions.clients.outside import KEEPALIVE_SECONDS, build_clients
-from infra.bench.measuring import Effort, Measured
+from functions.kit.settings import Settings
+from infra.bench.measuring import Check, Effort, Measured
 from infra.bench.people import token_for
 from infra.bench.places import insert_users, quiet_stack, settings_of
 from infra.bench.provisioning import lines_to_nowhere, provision
@@ -25,8 +29,27 @@ WARM_UPS = 20
 MILLIS = 1_000
 
 
+# Shaped like a key, and nobody's.
+REJECTED_KEY = "sb_secret_of-nobody-at-all-here"
+
+
 async def measure(effort: Effort) -> Measured:
     """Asks for the balance of a user who has their key, in turns."""
+    return await _measure(effort, {})
+
+
+async def measure_own_door(effort: Effort) -> Measured:
+    """The same with a rejected secret key: the person's own door is open, and no call is lost on the bad key."""
+    return await _measure(effort, {"SUPABASE_SECRET_KEY": REJECTED_KEY})
+
+
+async def _measure(effort: Effort, changes: dict[str, str]) -> Measured:
+    calls: list[str] = []
+
+    async def hear(request: httpx.Request) -> None:
+        if request.url.path.startswith("/rest/v1/"):
+            calls.append(request.url.path)
+
     async with quiet_stack() as stack:
         (user_id,) = await insert_users(stack, 1)
         settings = settings_of(stack)
@@ -34,18 +57,28 @@ async def measure(effort: Effort) -> Measured:
         with lines_to_nowhere():
             async with clients.http:
                 await provision(webhook.build(settings, clients), settings, user_id)
-            handler = api.ApiEntry(lambda: api.build(settings, build_clients(settings)))
+            handler = api.ApiEntry(lambda: _build(settings.with_changes(changes), hear))
             token = token_for(stack, user_id)
             bare = _BareRpc(stack, token)
             event = balance_event(token)
             with ThreadPoolExecutor(1) as ours, ThreadPoolExecutor(1) as floor:
                 run = asyncio.get_running_loop().run_in_executor
-                return await effort.pairs(
-                    effort.size(PAIRS, 3),
+                count, warm_ups = effort.size(PAIRS, 3), effort.size(WARM_UPS, 1)
+                measured = await effort.pairs(
+                    count,
                     lambda: run(ours, _ask_api_ms, handler, event),
                     lambda: run(floor, bare.ask_ms),
-                    effort.size(WARM_UPS, 1),
+                    warm_ups,
                 )
+    asked = count + warm_ups
+    check = Check("calls to the Data API", str(len(calls)), f"one for each of {asked} requests", len(calls) == asked)
+    return replace(measured, checks=[check])
+
+
+def _build(settings: Settings, hear: Callable[[httpx.Request], Awaitable[None]]) -> FastAPI:
+    clients = build_clients(settings)
+    clients.http.event_hooks = {"request": [hear], "response": []}
+    return api.build(settings, clients)
 
 
 def balance_event(token: str) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from infra.bench import balance, cold_start, drain, first_key, growth, provisioning, signups, tokens
+from infra.bench import balance, cold_start, drain, first_key, growth, holds, provisioning, signups, tokens
 from infra.bench.measuring import Effort, Goal, Measured
 
 
@@ -86,6 +86,22 @@ ROWS = (
         Goal(1.3),
         "ms",
         balance.measure,
+    ),
+    Row(
+        "balance-own-door",
+        "the balance through the api handler, the secret key rejected",
+        "the bare RPC by httpx, with the same token",
+        Goal(1.3),
+        "ms",
+        balance.measure_own_door,
+    ),
+    Row(
+        "holds",
+        "reserve and settle over 1,000 users: pgbench, 4 clients, fsync on",
+        "pgbench's TPC-B-like script on the same server",
+        Goal(0.5, is_most=False),
+        "pairs/s",
+        holds.measure,
     ),
     Row(
         "tokens",

