@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from infra.bench.measuring import Measured
@@ -90,12 +89,13 @@ def table(results: list[Result]) -> Table:
     """The rows, each narrow enough for 80 columns."""
     found = machine()
     shown = Table(
-        title=f"{found['cores']} cores, {found['cpu']}, Python {found['python']}", title_justify="left", box=SIMPLE_HEAD
+        title=f"{found['cores']} cores, {found['cpu']}, Python {found['python']}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     for column in ("row", "ours", "floor", "ratio", "half between", "goal", "holds"):
-        shown.add_column(
-            column, justify="left" if column in ("row", "goal", "holds") else "right", no_wrap=True, overflow="fold"
-        )
+        shown.add_column(column, justify="left" if column in ("row", "goal", "holds") else "right", no_wrap=True)
     for result in results:
         line = result.as_json()
         lower, upper = line["spread"]

@@ -42,7 +42,7 @@ PAGE = CHECKOUT / "docs" / "access.md"
 BEGIN, END = "<!-- the matrix: make access-table -->\n", "<!-- the end of the matrix -->\n"
 SECRET_ID = "doorkey/matrix"
 DATA_API = ["POST /rest/v1/rpc/"]
-TIMEOUT_SECONDS = "0.5"
+TIMEOUT_SECONDS = "0.2"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def states_of(stack: Stack, secret_id: str) -> dict[str, Keys]:
         "rejected, then rotated": Keys({**rejected, "DOORKEY_SECRET_ID": secret_id}, {}),
         "legacy pair off": Keys(pair, {}, legacy=False),
         "database down": Keys({}, {"errors": 1.0, "error_status": 503, "only": DATA_API}),
-        "slow": Keys({"DOORKEY_OUTSIDE_TIMEOUT_SECONDS": TIMEOUT_SECONDS}, {"latency_ms": 2_000, "only": DATA_API}),
+        "slow": Keys({"DOORKEY_OUTSIDE_TIMEOUT_SECONDS": TIMEOUT_SECONDS}, {"latency_ms": 600, "only": DATA_API}),
     }
 
 
