@@ -185,6 +185,29 @@ async def test_a_publishable_key_that_was_rotated_is_read_again_too() -> None:
     assert [key for key, _ in gateway.calls] == [OLD_PUBLIC, NEW_PUBLIC, NEW_PUBLIC]
 
 
+async def test_a_signup_alone_finds_the_rotated_key_too() -> None:
+    sandbox = Sandbox(Gateway(NEW_PUBLIC), Vault(SUPABASE_PUBLISHABLE_KEY=NEW_PUBLIC))
+    assert (await sandbox.database.sign_up(b"{}", "", None, {})).status == 200
+    assert [key for key, _ in sandbox.gateway.calls] == [OLD_PUBLIC, NEW_PUBLIC]
+
+
+async def test_a_call_on_the_own_door_that_is_made_again_has_a_proof_of_its_own() -> None:
+    class Late(Vault):
+        def __call__(self, secret_id: str) -> Mapping[str, str]:
+            sandbox.now += 5
+            return super().__call__(secret_id)
+
+    sandbox = Sandbox(Gateway(OLD_PUBLIC), vault := Late())
+    assert await sandbox.call() == "done"
+    # The rejection is remembered still, and the secret may be read again.
+    sandbox.now += 57
+    sandbox.gateway.valid, vault.content = {NEW_PUBLIC}, {"SUPABASE_PUBLISHABLE_KEY": NEW_PUBLIC}
+    assert await sandbox.call() == "done"
+    assert [key for key, _ in sandbox.gateway.calls][-2:] == [OLD_PUBLIC, NEW_PUBLIC]
+    first, again = (json.loads(request.content)["proof_id"] for request in sandbox.gateway.requests[-2:])
+    assert first != again
+
+
 @pytest.mark.parametrize(
     "content",
     [
