@@ -91,8 +91,8 @@ def table(results: list[Result]) -> Table:
     shown = Table(
         title=f"{found['cores']} cores, {found['cpu']}, Python {found['python']}",
         title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
+        box=None,
+        padding=(0, 1, 0, 0),
     )
     for column in ("row", "ours", "floor", "ratio", "half between", "goal", "holds"):
         shown.add_column(column, justify="left" if column in ("row", "goal", "holds") else "right", no_wrap=True)
