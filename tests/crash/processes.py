@@ -140,7 +140,7 @@ def _be_the_nursery(
             del crew[pid]
             was_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
             shared.count(len(CREW), "killed" if was_killed else "failed")
-    except Exception:
+    except Exception:  # whatever it was is logged, and the verdict counts the process as failed
         logging.exception("nursery.failed")
     end()
 
@@ -159,7 +159,7 @@ def _be_a_worker(
             asyncio.run(_collect(plan, shared, place, member))
         elif isinstance(crew, Crew):
             asyncio.run(_take_hints(plan, shared, place, member, hints[crew], HINTS_AT_ONCE[crew]))
-    except Exception:
+    except Exception:  # whatever it was is logged, and the verdict counts the process as failed
         logging.exception("worker.failed")
     os._exit(1)
 
