@@ -366,8 +366,8 @@ create table "doorkey"."credit_holds" (
   constraint "credit_holds_check" check (((held_micros = 0) OR (held_micros = amount_micros))),
   constraint "credit_holds_cost_micros_check" check (((cost_micros >= (0)::numeric) AND (cost_micros <= ('1000000000000'::bigint)::numeric))),
   constraint "credit_holds_idempotency_key_check" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
-  constraint "credit_holds_idempotency_key_key" unique (idempotency_key),
   constraint "credit_holds_pkey" primary key (id),
+  constraint "one_hold_for_each_key_of_a_user" unique (user_id, idempotency_key),
   constraint "credit_holds_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
   constraint "credit_holds_key_hash_fkey" foreign key (key_hash) references public.openrouter_user_keys(key_hash)
 );
@@ -398,8 +398,6 @@ create index credit_holds_key on doorkey.credit_holds using btree (key_hash);
 
 create index credit_holds_open_of_key on doorkey.credit_holds using btree (key_hash)
   where (state = 'open'::doorkey.hold_state);
-
-create index credit_holds_user on doorkey.credit_holds using btree (user_id);
 
 -- doorkey.credit_lots
 
@@ -3980,8 +3978,9 @@ begin
     raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
   end if;
   v_account := doorkey.lock_account(p_user_id);
-  select * into v_hold from doorkey.credit_holds as h where h.idempotency_key = p_idempotency_key;
-  if v_hold.id is null then
+  select * into v_hold from doorkey.credit_holds as h
+   where h.user_id = p_user_id and h.idempotency_key = p_idempotency_key;
+  if not found then
     v_key := doorkey.usable_key(p_user_id, p_key_hash);
     v_held := case when (select p.is_uncapped from public.plans as p where p.id = v_account.plan_id) then 0
                    else p_amount_micros end;
@@ -3993,18 +3992,13 @@ begin
       (user_id, key_hash, amount_micros, held_micros, idempotency_key, request_id, available_after_micros, expires_at)
     values (p_user_id, v_key.key_hash, p_amount_micros, v_held, p_idempotency_key, p_request_id,
             v_account.available_micros - v_held, now() + make_interval(secs => p_ttl_seconds))
-    on conflict (idempotency_key) do nothing
     returning h.* into v_hold;
-    if v_hold.held_micros > 0 then
+    if v_held > 0 then
       perform doorkey.post_about_hold(
         v_hold, 'hold', 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
-    elsif v_hold.id is null then
-      -- Somebody else's, who came at the same moment: this user's would have been found above.
-      select * into strict v_hold from doorkey.credit_holds as h where h.idempotency_key = p_idempotency_key;
     end if;
-  end if;
-  if (v_hold.user_id, v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
-     is distinct from (p_user_id, p_amount_micros, make_interval(secs => p_ttl_seconds),
+  elsif (v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
+     is distinct from (p_amount_micros, make_interval(secs => p_ttl_seconds),
                        coalesce(p_key_hash, v_hold.key_hash)) then
     raise sqlstate 'PT409' using message = 'idempotency_conflict',
       hint = 'This key was used for another content. Use a new key for a new hold.';
@@ -4493,7 +4487,7 @@ begin
   -- A minute later than they expire: a call that looked just before is over by then.
   delete from doorkey.used_proofs as u using (
     select o.proof_id from doorkey.used_proofs as o where o.expires_at < now() - interval '1 minute'
-     order by o.expires_at limit 100000) as old
+     order by o.expires_at limit 100000 for update skip locked) as old
    where u.proof_id = old.proof_id;
 
   with old as (
@@ -4616,6 +4610,8 @@ create or replace function doorkey.use_proof (
 declare
   c_max_signatures constant integer := 8;
   c_max_seconds constant integer := 300;
+  -- More than one, so that what piled up gets less with each call.
+  c_forgotten constant integer := 3;
   v_user_id constant uuid := auth.uid();
   v_expected constant text := doorkey.sign_proof(
     (select s.webhook_secret from doorkey.settings as s),
@@ -4639,6 +4635,11 @@ begin
   if not found then
     raise sqlstate 'PT403' using message = 'proof_used', hint = 'A proof holds for one call.';
   end if;
+  -- With the service key rejected no sweep runs. Nobody waits for anybody here: what is locked is another's to forget.
+  delete from doorkey.used_proofs as u using (
+    select o.proof_id from doorkey.used_proofs as o where o.expires_at < now() - interval '1 minute'
+     order by o.expires_at limit c_forgotten for update skip locked) as old
+   where u.proof_id = old.proof_id;
   return v_user_id;
 end
 $function$;

@@ -68,7 +68,7 @@ begin
   -- A minute later than they expire: a call that looked just before is over by then.
   delete from doorkey.used_proofs as u using (
     select o.proof_id from doorkey.used_proofs as o where o.expires_at < now() - interval '1 minute'
-     order by o.expires_at limit 100000) as old
+     order by o.expires_at limit 100000 for update skip locked) as old
    where u.proof_id = old.proof_id;
 
   with old as (

@@ -29,7 +29,7 @@ create table if not exists doorkey.credit_holds (
   amount_micros bigint not null check (amount_micros between 1 and 1000000000000),
   held_micros bigint not null check (held_micros in (0, amount_micros)),
   state doorkey.hold_state not null default 'open',
-  idempotency_key text not null unique check (length(idempotency_key) between 1 and 200),
+  idempotency_key text not null check (length(idempotency_key) between 1 and 200),
   request_id text,
   -- What was answered, to answer it again.
   available_after_micros bigint not null check (available_after_micros >= 0),
@@ -51,11 +51,12 @@ create table if not exists doorkey.credit_holds (
     (state = 'settled') = (settled_at is not null)
     and num_nulls(settled_at, cost_micros, charged_micros, owed_micros) in (0, 4)),
   constraint settled_with_its_call check (
-    state = 'settled' or (provider is null and model is null and generation_id is null))
+    state = 'settled' or (provider is null and model is null and generation_id is null)),
+  -- Whoever sends keys chooses them: nobody's stands in the way of another's.
+  constraint one_hold_for_each_key_of_a_user unique (user_id, idempotency_key)
 );
 create index if not exists credit_holds_expiring on doorkey.credit_holds (expires_at) where state = 'open';
 create index if not exists credit_holds_open_of_key on doorkey.credit_holds (key_hash) where state = 'open';
-create index if not exists credit_holds_user on doorkey.credit_holds (user_id);
 create index if not exists credit_holds_key on doorkey.credit_holds (key_hash);
 alter table doorkey.credit_holds enable row level security;
 revoke all on table doorkey.credit_holds from public, anon, authenticated, service_role;
@@ -151,8 +152,9 @@ begin
     raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
   end if;
   v_account := doorkey.lock_account(p_user_id);
-  select * into v_hold from doorkey.credit_holds as h where h.idempotency_key = p_idempotency_key;
-  if v_hold.id is null then
+  select * into v_hold from doorkey.credit_holds as h
+   where h.user_id = p_user_id and h.idempotency_key = p_idempotency_key;
+  if not found then
     v_key := doorkey.usable_key(p_user_id, p_key_hash);
     v_held := case when (select p.is_uncapped from public.plans as p where p.id = v_account.plan_id) then 0
                    else p_amount_micros end;
@@ -164,18 +166,13 @@ begin
       (user_id, key_hash, amount_micros, held_micros, idempotency_key, request_id, available_after_micros, expires_at)
     values (p_user_id, v_key.key_hash, p_amount_micros, v_held, p_idempotency_key, p_request_id,
             v_account.available_micros - v_held, now() + make_interval(secs => p_ttl_seconds))
-    on conflict (idempotency_key) do nothing
     returning h.* into v_hold;
-    if v_hold.held_micros > 0 then
+    if v_held > 0 then
       perform doorkey.post_about_hold(
         v_hold, 'hold', 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
-    elsif v_hold.id is null then
-      -- Somebody else's, who came at the same moment: this user's would have been found above.
-      select * into strict v_hold from doorkey.credit_holds as h where h.idempotency_key = p_idempotency_key;
     end if;
-  end if;
-  if (v_hold.user_id, v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
-     is distinct from (p_user_id, p_amount_micros, make_interval(secs => p_ttl_seconds),
+  elsif (v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
+     is distinct from (p_amount_micros, make_interval(secs => p_ttl_seconds),
                        coalesce(p_key_hash, v_hold.key_hash)) then
     raise sqlstate 'PT409' using message = 'idempotency_conflict',
       hint = 'This key was used for another content. Use a new key for a new hold.';

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import uuid
 from decimal import Decimal
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.credit_doors import Credits
 from tests.support.databases import Database
-from tests.support.doors import Doors, refused, wait_until_blocked
+from tests.support.doors import Doors, refused
 
 CREDITS = 1000
 MILLION_MILLION = 10**12
@@ -239,30 +238,36 @@ async def test_a_repeated_release_gives_back_once(credit_doors: Credits, user_id
 
 async def test_an_idempotency_key_names_one_hold(credit_doors: Credits, user_id: uuid.UUID) -> None:
     await credit_doors.reserve(user_id, 5, key="h")
-    other = await newcomer(credit_doors)
-    for who, content in (
-        (user_id, {"amount_micros": 6}),
-        (user_id, {"amount_micros": 5, "ttl_seconds": 601}),
-        (user_id, {"amount_micros": 5, "through": "0" * 64}),
-        (other, {"amount_micros": 5}),
+    for content in (
+        {"amount_micros": 6},
+        {"amount_micros": 5, "ttl_seconds": 601},
+        {"amount_micros": 5, "through": "0" * 64},
     ):
         with refused("PT409", "idempotency_conflict"):
-            await credit_doors.reserve(who, key="h", **content)
-    assert await credit_doors.database.value("select sum(held_micros) from public.credit_accounts") == 5
+            await credit_doors.reserve(user_id, key="h", **content)
+    assert await credit_doors.balances(user_id) == (CREDITS - 5, 5, 0)
 
 
-async def test_two_users_with_one_idempotency_key_at_the_same_moment_have_one_hold(
+async def test_nobody_stands_in_the_way_of_another_by_an_idempotency_key(
     credit_doors: Credits, user_id: uuid.UUID
 ) -> None:
+    """Not at the same moment, and not as the one who was second."""
     other = await newcomer(credit_doors)
     async with credit_doors.database.connect(autocommit=False) as first:
-        await first.execute("select * from doorkey.reserve_credits(%s, 5, 600, 'h', null, 'r')", (user_id,))
-        second = asyncio.create_task(credit_doors.reserve(other, 5, key="h"))
-        await wait_until_blocked(credit_doors.database, 1)
+        mine = await (
+            await first.execute("select * from doorkey.reserve_credits(%s, 5, 600, 'h', null, 'r')", (user_id,))
+        ).fetchone()
+        theirs = await credit_doors.reserve(other, 7, key="h")
         await first.commit()
-    with refused("PT409", "idempotency_conflict"):
-        await second
-    assert await credit_doors.balances(other) == (CREDITS, 0, 0)
+    assert mine is not None
+    assert mine["hold_id"] != theirs["hold_id"]
+    assert (await credit_doors.reserve(other, 7, key="h"))["hold_id"] == theirs["hold_id"]
+    assert await credit_doors.balances(user_id) == (CREDITS - 5, 5, 0)
+    assert await credit_doors.balances(other) == (CREDITS - 7, 7, 0)
+    # And both are settled and charged, each to whom it is.
+    await credit_doors.settle(mine["hold_id"], 5)
+    await credit_doors.settle(theirs["hold_id"], 7)
+    assert await credit_doors.broken_rules() == []
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------

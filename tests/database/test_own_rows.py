@@ -217,3 +217,37 @@ async def test_a_sweep_forgets_proofs_that_have_expired_and_no_others(people: tu
     assert len(left) == 3
     assert "old" not in {row["proof_id"] for row in left}
     assert await Credits(me.database).balances(other.user_id) == (5_000_000 - 100, 100, 0)
+
+
+async def test_calls_without_a_sweep_forget_more_proofs_than_they_leave(people: tuple[OwnDoors, OwnDoors]) -> None:
+    """As while the service key is rejected. Whoever is at it keeps nobody waiting, and no proof is let in again."""
+    me, _ = people
+    database = me.database
+    await database.run(
+        "insert into doorkey.used_proofs select 'old ' || n, now() - interval '61 s' from generate_series(1, 8) as n"
+    )
+    await database.run("insert into doorkey.used_proofs values ('new', now() - interval '50 s')")
+    old = "select count(*) from doorkey.used_proofs where proof_id like 'old%%'"
+    async with database.connect(autocommit=False) as another:
+        await another.execute("select from doorkey.used_proofs where proof_id = 'old 1' for update")
+        assert [(await forgets(me, old)) for _ in range(3)] == [5, 2, 1]
+        await another.rollback()
+    assert await forgets(me, old) == 0
+    assert await database.value("select count(*) from doorkey.used_proofs where proof_id = 'new'") == 1
+
+
+async def test_a_sweep_waits_for_nobodys_proof(people: tuple[OwnDoors, OwnDoors]) -> None:
+    """Whoever uses one goes on to rows that the sweep may have by then."""
+    me, _ = people
+    await me.database.run("insert into doorkey.used_proofs values ('old', now() - interval '2 min')")
+    async with me.database.connect(autocommit=False) as another:
+        await another.execute("select from doorkey.used_proofs where proof_id = 'old' for update")
+        async with me.database.acting_as("service_role") as service:
+            await service.execute("set lock_timeout = '1s'")
+            await service.execute("select public.start_sweep(10)")
+
+
+async def forgets(me: OwnDoors, count: str) -> int:
+    """What a call leaves."""
+    await me.word("recheck_my_key")
+    return int(await me.database.value(count))
