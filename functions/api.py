@@ -4,41 +4,30 @@ A person's own data is read with the person's own token, under row level securit
 somebody else's. See docs/decisions/0004.
 """
 
-import asyncio
-import hmac
-from collections.abc import Callable
-from hashlib import sha256
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Depends, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
-from fastapi.security import HTTPBearer
-from mangum import Mangum
+from fastapi import Depends, FastAPI, Query, Request, Response
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from functions.accounts import answers
+from functions.accounts import answers, transactions
 from functions.accounts.arrivals import Arrivals, is_pending
 from functions.accounts.store import request_rotation, reveal_key
 from functions.clients.outside import Clients, build_clients
 from functions.health.checks import Check, worst_of
 from functions.health.examination import examine
-from functions.kit.errors import (
-    BodyTooLarge,
-    DoorkeyError,
-    MethodNotAllowed,
-    OperatorTokenRejected,
-    ProfileNotFound,
-    RequestInvalid,
-    RouteNotFound,
-)
+from functions.kit.errors import BodyTooLarge, ProfileNotFound
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
 from functions.provisioning.steps import Provisioner
-from functions.web.conventions import PROBLEM_TYPE, REQUEST_ID_HEADER, Conventions, Problem, problem_response
-from functions.web.events import Event, NotARequest, choose_request_id, read_request, refuse
+from functions.web import csv_text
+from functions.web.application import (
+    OPERATOR_TOKEN,
+    USER_TOKEN,
+    ApplicationEntry,
+    create_application,
+    require_operator,
+)
 from functions.web.routes import LEGACY_BALANCE
 from functions.web.sessions import Session, Sessions
 
@@ -47,11 +36,6 @@ MAX_SIGNUP_BODY_BYTES = 64 * 1024
 # seems to come from a browser (supabase.md 3).
 SIGNUP_HEADERS = ("x-client-info", "x-supabase-api-version")
 PENDING_RETRY_SECONDS = 2
-
-USER_TOKEN = HTTPBearer(
-    scheme_name="user", bearerFormat="JWT", description="Access token of Supabase Auth.", auto_error=False
-)
-OPERATOR_TOKEN = HTTPBearer(scheme_name="operator", description="The operator token.", auto_error=False)
 
 T = TypeVar("T")
 
@@ -77,17 +61,9 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
         fetch_jwks=clients.supabase.fetch_jwks,
         hs256_secret=jwt_secret.get_secret_value() if jwt_secret else None,
     )
-    app = FastAPI(
-        title="doorkey",
-        version="1",
-        description="Profile, credits and OpenRouter key of the signed-in user.",
-        docs_url=None,
-        redoc_url=None,
-        # Else /v1/me/ would be answered with an address put together from what the caller says our name is.
-        redirect_slashes=False,
-        responses={"default": {"model": Problem, "description": "An error; see `code`."}},
+    app = create_application(
+        "doorkey", "Profile, credits and OpenRouter key of the signed-in user.", list(settings.doorkey_allowed_origins)
     )
-    _add_conventions(app, settings)
 
     async def current_session(
         request: Request,
@@ -186,6 +162,23 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
     async def legacy_balance(account: Account) -> answers.LegacyBalance | JSONResponse:
         return _there(account, answers.legacy_balance_of(account))
 
+    @app.get(
+        "/v1/credits/transactions",
+        summary="What happened to my credits, newest first",
+        response_model=transactions.TransactionPage,
+        responses={200: {"content": {csv_text.MEDIA_TYPE: {}}}},
+    )
+    async def my_transactions(
+        session: Annotated[Session, Depends(current_session)],
+        query: Annotated[transactions.TransactionQuery, Query()],
+        request: Request,
+    ) -> transactions.TransactionPage | Response:
+        page = await transactions.list_transactions(clients.supabase, session, query)
+        if not transactions.wants_csv(query, request.headers.get("accept", "")):
+            return page
+        following = {transactions.NEXT_CURSOR_HEADER: page.next_cursor} if page.next_cursor else {}
+        return Response(transactions.csv_of(page), media_type=csv_text.MEDIA_TYPE, headers=following)
+
     @app.post("/v1/auth/signup", summary="Sign up: passed on to Supabase Auth, whose answer comes back unchanged")
     async def sign_up(request: Request) -> Response:
         body = await request.body()
@@ -210,7 +203,7 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
 
     @app.get("/health/ready", summary="Every dependency checked; for operators")
     async def ready(request: Request, response: Response, _: Annotated[object, Depends(OPERATOR_TOKEN)]) -> Readiness:
-        _require_operator(request, settings)
+        require_operator(request, settings.doorkey_operator_token_sha256)
         checks = await examine(settings, clients)
         status = worst_of(checks)
         response.status_code = 503 if status == "broken" else 200
@@ -235,75 +228,10 @@ def _there(account: dict[str, Any], answer: T | None) -> T | JSONResponse:
     return response
 
 
-def _require_operator(request: Request, settings: Settings) -> None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    expected = settings.doorkey_operator_token_sha256
-    sent = sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest()
-    if expected is None or scheme.lower() != "bearer" or not hmac.compare_digest(sent, expected):
-        raise OperatorTokenRejected("none configured" if expected is None else "another token")
-
-
-def _add_conventions(app: FastAPI, settings: Settings) -> None:
-    """What holds for every route: request ids, problem details, one line per request, CORS."""
-
-    async def show_problem(request: Request, error: Exception) -> Response:
-        assert isinstance(error, DoorkeyError)  # noqa: S101  registered for nothing else
-        request.state.error = error
-        return problem_response(error, request.state.request_id)
-
-    async def show_http_exception(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        named = {404: RouteNotFound, 405: MethodNotAllowed}.get(status, RequestInvalid)
-        return await show_problem(request, named(str(status), getattr(error, "headers", None)))
-
-    async def show_invalid(request: Request, error: Exception) -> Response:
-        return await show_problem(request, RequestInvalid(type(error).__name__))
-
-    app.add_exception_handler(DoorkeyError, show_problem)
-    app.add_exception_handler(HTTPException, show_http_exception)
-    app.add_exception_handler(RequestValidationError, show_invalid)
-    app.add_middleware(Conventions)
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=list(settings.doorkey_allowed_origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-client-info", "apikey", REQUEST_ID_HEADER],
-        expose_headers=[REQUEST_ID_HEADER, "retry-after"],
-        max_age=600,
-    )
-
-
-class ApiEntry:
-    """Callable as Lambda calls. Mangum guesses at what it is given; what is no HTTP request is refused before it."""
-
-    def __init__(self, build_app: Callable[[], FastAPI]) -> None:
-        self._build_app = build_app
-        self._mangum: Mangum | None = None
-
-    def __call__(self, event: Event, context: Any = None) -> dict[str, Any]:
-        """Handles one event to its end."""
-        try:
-            request = read_request(event)
-        except NotARequest as error:
-            return refuse(RequestInvalid(f"not a request: {error}"), choose_request_id(None), "request.refused")
-        if self._mangum is None:
-            # One loop per sandbox, which Mangum takes for every call: the httpx client must not outlive it.
-            asyncio.set_event_loop(asyncio.new_event_loop())
-            self._mangum = Mangum(
-                self._build_app(), lifespan="off", text_mime_types=["text/", "application/json", PROBLEM_TYPE]
-            )
-        try:
-            return self._mangum(dict(event), context)
-        except Exception as error:  # noqa: BLE001  Mangum reads more of an event than we do, and trusts it
-            return refuse(
-                RequestInvalid(f"not a request: {type(error).__name__}"), request.request_id, "request.refused"
-            )
-
-
 def _build_from_environment() -> FastAPI:
     settings = Settings.from_environment()
     start_logging(metrics_stage=settings.doorkey_metrics_stage)
     return build(settings, build_clients(settings))
 
 
-handler = ApiEntry(_build_from_environment)
+handler = ApplicationEntry(_build_from_environment)

@@ -138,7 +138,7 @@ create table "public"."credit_transactions" (
 alter table "public"."credit_transactions"
   enable row level security;
 
-create index credit_transactions_user on public.credit_transactions using btree (user_id, id desc);
+create index credit_transactions_user on public.credit_transactions using btree (user_id, type, created_at desc, id desc);
 
 create trigger refuse_rewriting
   before delete or update or truncate on public.credit_transactions
@@ -1039,7 +1039,11 @@ grant execute on function "public"."list_due_provisioning"(integer) to "service_
 -- public.list_my_transactions
 
 create or replace function public.list_my_transactions (
-  before           bigint,
+  types            text[],
+  since            timestamp with time zone,
+  until            timestamp with time zone,
+  before_at        timestamp with time zone,
+  before_id        bigint,
   transaction_rows integer
 )
   returns table (
@@ -1054,11 +1058,13 @@ create or replace function public.list_my_transactions (
   language sql
   stable
   set search_path to ''
-  AS $function$ select * from doorkey.my_transactions($1, $2); $function$;
+  AS $function$ select * from doorkey.my_transactions($1, $2, $3, $4, $5, $6); $function$;
 
-revoke all on function "public"."list_my_transactions"(bigint, integer) from public;
+revoke all on function "public"."list_my_transactions"(text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer) from public;
 
-grant execute on function "public"."list_my_transactions"(bigint, integer) to "authenticated";
+grant execute
+  on function "public"."list_my_transactions"(text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
+  to "authenticated";
 
 -- public.list_sealed_secrets
 
@@ -1080,6 +1086,37 @@ create or replace function public.list_sealed_secrets (
 revoke all on function "public"."list_sealed_secrets"(text, text, integer) from public;
 
 grant execute on function "public"."list_sealed_secrets"(text, text, integer) to "service_role";
+
+-- public.list_transactions
+
+create or replace function public.list_transactions (
+  user_id          uuid,
+  types            text[],
+  since            timestamp with time zone,
+  until            timestamp with time zone,
+  before_at        timestamp with time zone,
+  before_id        bigint,
+  transaction_rows integer
+)
+  returns table (
+    id            bigint,
+    type          text,
+    amount_micros bigint,
+    reason        text,
+    provider      text,
+    model         text,
+    created_at    timestamp with time zone
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.transactions_of($1, $2, $3, $4, $5, $6, $7); $function$;
+
+revoke all on function "public"."list_transactions"(uuid, text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer) from public;
+
+grant execute
+  on function "public"."list_transactions"(uuid, text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
+  to "service_role";
 
 -- public.preview_backfill
 
@@ -3091,8 +3128,12 @@ grant execute on function "doorkey"."my_account"() to "authenticated";
 -- doorkey.my_transactions
 
 create or replace function doorkey.my_transactions (
-  p_before bigint,
-  p_rows   integer
+  p_types     text[],
+  p_since     timestamp with time zone,
+  p_until     timestamp with time zone,
+  p_before_at timestamp with time zone,
+  p_before_id bigint,
+  p_rows      integer
 )
   returns table (
     id            bigint,
@@ -3103,26 +3144,19 @@ create or replace function doorkey.my_transactions (
     model         text,
     created_at    timestamp with time zone
   )
-  language plpgsql
+  language sql
   stable
   security definer
   set search_path to ''
   AS $function$
-begin
-  if p_rows is null or p_rows not between 1 and 1000 then
-    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
-  end if;
-  return query
-    select t.id, t.type, t.amount_micros, t.reason, t.provider, t.model, t.created_at
-      from public.credit_transactions as t
-     where t.user_id = (select auth.uid()) and (p_before is null or t.id < p_before)
-     order by t.id desc limit p_rows;
-end
+  select * from doorkey.transactions_of((select auth.uid()), $1, $2, $3, $4, $5, $6);
 $function$;
 
-revoke all on function "doorkey"."my_transactions"(bigint, integer) from public;
+revoke all on function "doorkey"."my_transactions"(text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer) from public;
 
-grant execute on function "doorkey"."my_transactions"(bigint, integer) to "authenticated";
+grant execute
+  on function "doorkey"."my_transactions"(text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
+  to "authenticated";
 
 -- doorkey.next_key_action
 
@@ -4559,6 +4593,70 @@ $function$;
 revoke all on function "doorkey"."store_connection"(text, text, text, text) from public;
 
 grant execute on function "doorkey"."store_connection"(text, text, text, text) to "service_role";
+
+-- doorkey.transaction_types
+
+create or replace function doorkey.transaction_types()
+  returns text[]
+  language sql
+  immutable
+  parallel safe
+  set search_path to ''
+  AS $function$
+  select array['purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal', 'hold', 'release'];
+$function$;
+
+revoke all on function "doorkey"."transaction_types"() from public;
+
+-- doorkey.transactions_of
+
+create or replace function doorkey.transactions_of (
+  p_user_id   uuid,
+  p_types     text[],
+  p_since     timestamp with time zone,
+  p_until     timestamp with time zone,
+  p_before_at timestamp with time zone,
+  p_before_id bigint,
+  p_rows      integer
+)
+  returns table (
+    id            bigint,
+    type          text,
+    amount_micros bigint,
+    reason        text,
+    provider      text,
+    model         text,
+    created_at    timestamp with time zone
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  return query
+    select page.*
+      from unnest(doorkey.transaction_types()) as k (type)
+     cross join lateral (
+             select t.id, t.type, t.amount_micros, t.reason, t.provider, t.model, t.created_at
+               from public.credit_transactions as t
+              where t.user_id = p_user_id and t.type = k.type
+                and t.created_at >= coalesce(p_since, '-infinity') and t.created_at < coalesce(p_until, 'infinity')
+                and (t.created_at, t.id) < (coalesce(p_before_at, 'infinity'), coalesce(p_before_id, 0))
+              order by t.created_at desc, t.id desc limit p_rows) as page
+     where p_types is null or k.type = any (p_types)
+     order by page.created_at desc, page.id desc limit p_rows;
+end
+$function$;
+
+revoke all on function "doorkey"."transactions_of"(uuid, text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer) from public;
+
+grant execute
+  on function "doorkey"."transactions_of"(uuid, text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
+  to "service_role";
 
 -- doorkey.usable_key
 

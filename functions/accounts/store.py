@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from functions.clients.supabase import DatabaseRefused, Rpc, Supabase
@@ -17,7 +18,11 @@ REQUEST_ROTATION = Rpc(
     "service_role",
     own_door="request_my_key_rotation",
 )
-LIST_MY_TRANSACTIONS = Rpc("list_my_transactions", ("before", "transaction_rows"), "authenticated")
+_PAGE_OF_TRANSACTIONS = ("types", "since", "until", "before_at", "before_id", "transaction_rows")
+LIST_TRANSACTIONS = Rpc("list_transactions", ("user_id", *_PAGE_OF_TRANSACTIONS), "service_role")
+LIST_MY_TRANSACTIONS = Rpc(
+    "list_my_transactions", _PAGE_OF_TRANSACTIONS, "authenticated", service_door=LIST_TRANSACTIONS.name
+)
 CREATE_MY_PROFILE = Rpc("create_my_profile", (), "authenticated")
 
 
@@ -47,6 +52,40 @@ async def reveal_key(database: Supabase, session: Session, *, request_id: str) -
     if not rows:
         return None
     return SealedKey(rows[0]["revealed_key_hash"], rows[0]["sealed_secret"])
+
+
+async def list_my_transactions(
+    database: Supabase,
+    session: Session,
+    *,
+    types: list[str] | None,
+    since: datetime | None,
+    until: datetime | None,
+    before_at: str | None,
+    before_id: int | None,
+    rows: int,
+) -> list[dict[str, Any]]:
+    """What happened to the caller's credits, newest first.
+
+    Args:
+        database: the Data API.
+        session: whose.
+        types: only these; None: all.
+        since: from then on.
+        until: before then.
+        before_at: with `before_id`, the last one that was seen; None: from the newest on.
+        before_id: see there.
+        rows: at most so many; 1 to 1000.
+    """
+    arguments = {
+        "types": types,
+        "since": since and since.isoformat(),
+        "until": until and until.isoformat(),
+        "before_at": before_at,
+        "before_id": before_id,
+        "transaction_rows": rows,
+    }
+    return list(await database.call(LIST_MY_TRANSACTIONS, arguments, session=session))
 
 
 async def request_rotation(database: Supabase, session: Session, *, grace_seconds: int | None, request_id: str) -> None:

@@ -3,6 +3,8 @@
 1. The service key. 2. It is rejected: the secret is read again from Secrets Manager, in case the key was rotated, and
 the call is made once more. 3. Still rejected, the operation has an own door and the caller sent a token: the
 publishable key and that token, under row level security, with the handler's proof. 4. Else `service_key_rejected`.
+What a person may see of their own goes the other way round: their token first, the service key where the publishable
+one is rejected.
 
 The surprising thing: what is rejected stays so for a minute. A key that is known to be bad costs no round trip, only
 the next rung; then it is tried again, so that it heals without a deploy whatever was mended.
@@ -218,7 +220,7 @@ class AccessLadder:
         if rpc.role == "authenticated":
             if caller is None:
                 raise TypeError(f"{rpc.name} is a person's own door and needs their token")
-            return await self._as_person(rpc.name, lambda: arguments, caller, ask)
+            return await self._about_person(rpc, arguments, caller, ask)
         if caller is not None and "user_id" in rpc.arguments and arguments["user_id"] != str(caller.user_id):
             raise TypeError(f"{rpc.name} is not asked for by the user it is about")
         try:
@@ -232,6 +234,20 @@ class AccessLadder:
         own = {name: arguments[name] for name in rpc.arguments if name != "user_id"}
         # A proof for each try: it holds once.
         return await self._as_person(door, lambda: {**own, **proofs.sign(door, caller.user_id, own)}, caller, ask)
+
+    async def _about_person(self, rpc: Rpc, arguments: Mapping[str, Json], caller: Caller, ask: Ask) -> Json:
+        """What they may see of their own: under their token, or else for the subject of their verified token."""
+        try:
+            return await self._as_person(rpc.name, lambda: arguments, caller, ask)
+        except PublishableKeyRejected as rejected:
+            if rpc.service_door is None:
+                raise
+            door, first = rpc.service_door, rejected
+        about = {"user_id": str(caller.user_id), **arguments}
+        try:
+            return await self._keys.service.use(lambda key: ask(door, about, key_headers(key), "service_role"))
+        except ServiceKeyRejected:
+            raise first from None
 
     async def _as_person(
         self, door: str, arguments: Callable[[], Mapping[str, Json]], caller: Caller, ask: Ask

@@ -119,12 +119,15 @@ class Rpc:
         role: who may call it, and so whose credentials carry the call.
         own_door: the person's own way to the same, when the service key is rejected; None: there is none. It takes
             the same arguments but `user_id`, and the proof of a function of ours (proofs.py).
+        service_door: of a door that is the person's own from the start, the functions' way to the same, when the
+            publishable key is rejected; None: there is none. It takes `user_id` besides, and is declared itself, too.
     """
 
     name: str
     arguments: tuple[str, ...]
     role: Role
     own_door: str | None = None
+    service_door: str | None = None
 
 
 def gateway_says(body: Json) -> str | None:

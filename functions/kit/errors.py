@@ -2,6 +2,7 @@
 
     DoorkeyError
     ├── RequestInvalid            400  request_invalid
+    ├── CursorInvalid             400  cursor_invalid
     ├── WebhookRefused            401  webhook_refused
     ├── UserTokenRejected         401  user_token_rejected
     ├── OperatorTokenRejected     401  operator_token_rejected
@@ -17,6 +18,7 @@
     ├── KeyReplaced               409  key_replaced
     ├── BodyTooLarge              413  body_too_large
     ├── AmountOutOfRange          422  amount_out_of_range
+    ├── SpanOutOfRange            422  span_out_of_range
     ├── RotatedTooOften           429  rotated_too_often
     ├── InternalError             500  internal_error
     ├── SupabaseError                  (clients/supabase.py)
@@ -67,6 +69,13 @@ class RequestInvalid(DoorkeyError):
     """The request can't be understood. See the documentation of this route."""
 
     code = "request_invalid"
+    status = 400
+
+
+class CursorInvalid(DoorkeyError):
+    """This cursor is not one that this list gave. Begin again without it."""
+
+    code = "cursor_invalid"
     status = 400
 
 
@@ -158,6 +167,13 @@ class AmountOutOfRange(DoorkeyError):
     """This amount is negative, zero where there must be something, or more than anything costs."""
 
     code = "amount_out_of_range"
+    status = 422
+
+
+class SpanOutOfRange(DoorkeyError):
+    """This span of time is empty, or longer than may be asked for at once."""
+
+    code = "span_out_of_range"
     status = 422
 
 

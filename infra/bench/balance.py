@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from functions import api, webhook
 from functions.clients.outside import KEEPALIVE_SECONDS, build_clients
 from functions.kit.settings import Settings
+from functions.web.application import ApplicationEntry
 from infra.bench.measuring import Check, Effort, Measured
 from infra.bench.people import token_for
 from infra.bench.places import insert_users, quiet_stack, settings_of
@@ -57,7 +58,7 @@ async def _measure(effort: Effort, changes: dict[str, str]) -> Measured:
         with lines_to_nowhere():
             async with clients.http:
                 await provision(webhook.build(settings, clients), settings, user_id)
-            handler = api.ApiEntry(lambda: _build(settings.with_changes(changes), hear))
+            handler = ApplicationEntry(lambda: _build(settings.with_changes(changes), hear))
             token = token_for(stack, user_id)
             bare = _BareRpc(stack, token)
             event = balance_event(token)
@@ -96,7 +97,7 @@ def balance_event(token: str) -> dict[str, object]:
     }
 
 
-def _ask_api_ms(handler: api.ApiEntry, event: dict[str, object]) -> float:
+def _ask_api_ms(handler: ApplicationEntry, event: dict[str, object]) -> float:
     started = time.perf_counter()
     answer = handler(event)
     spent_ms = (time.perf_counter() - started) * MILLIS

@@ -64,7 +64,9 @@ create table if not exists public.credit_transactions (
   constraint credit_transactions_once unique (type, idempotency_key)
 );
 comment on table public.credit_transactions is 'What happened to each user''s credits. Append only.';
-create index if not exists credit_transactions_user on public.credit_transactions (user_id, id desc);
+-- Pages of one's transactions, of one type or merged from all, and what was used on a day.
+create index if not exists credit_transactions_user
+  on public.credit_transactions (user_id, type, created_at desc, id desc);
 alter table public.credit_transactions enable row level security;
 revoke all on table public.credit_transactions from public, anon, authenticated, service_role;
 grant select (id, user_id, type, amount_micros, reason, provider, model, created_at)

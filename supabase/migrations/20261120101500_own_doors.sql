@@ -407,37 +407,7 @@ revoke all on function public.release_my_hold(uuid, text, text, bigint, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.release_my_hold(uuid, text, text, bigint, text) to authenticated;
 
--- The reading doors, and the one that makes what everybody has, ask for no proof.
-
--- What happened to one's credits, newest first. p_before: the last id that was seen; null: from the newest on.
-create or replace function doorkey.my_transactions(p_before bigint, p_rows integer)
-returns table (
-  id bigint, type text, amount_micros bigint, reason text, provider text, model text, created_at timestamptz
-)
-language plpgsql stable security definer set search_path = ''
-as $$
-begin
-  if p_rows is null or p_rows not between 1 and 1000 then
-    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
-  end if;
-  return query
-    select t.id, t.type, t.amount_micros, t.reason, t.provider, t.model, t.created_at
-      from public.credit_transactions as t
-     where t.user_id = (select auth.uid()) and (p_before is null or t.id < p_before)
-     order by t.id desc limit p_rows;
-end
-$$;
-revoke all on function doorkey.my_transactions(bigint, integer) from public, anon, authenticated, service_role;
-grant execute on function doorkey.my_transactions(bigint, integer) to authenticated;
-
-create or replace function public.list_my_transactions(before bigint, transaction_rows integer)
-returns table (
-  id bigint, type text, amount_micros bigint, reason text, provider text, model text, created_at timestamptz
-)
-language sql stable set search_path = ''
-as $$ select * from doorkey.my_transactions($1, $2); $$;
-revoke all on function public.list_my_transactions(bigint, integer) from public, anon, authenticated, service_role;
-grant execute on function public.list_my_transactions(bigint, integer) to authenticated;
+-- The one that makes what everybody has asks for no proof. Nor do those that read: see ..._own_money.sql.
 
 -- Makes up for a trigger that missed one's signup: enrolled, and a profile with what Auth knows. Says whether there is a
 -- profile now. Nothing in it can be chosen, and users from before the installation are left alone here too.

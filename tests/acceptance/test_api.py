@@ -288,7 +288,8 @@ async def test_a_key_that_was_given_up_is_shown_as_failed_and_a_disabled_one_as_
 
 
 async def test_a_rejected_key_of_ours_is_named_by_which_it_was(stack: Stack, person: Person) -> None:
-    async with api_with(stack, {"SUPABASE_PUBLISHABLE_KEY": "sb_publishable_of-nobody-at-all"}) as client:
+    wrong_public = {"SUPABASE_PUBLISHABLE_KEY": "sb_publishable_of-nobody-at-all"}
+    async with api_with(stack, wrong_public) as client:
         assert_problem(await client.get("/v1/me", headers=person.headers), 503, "publishable_key_rejected")
     wrong = {"SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all-here"}
     async with api_with(stack, wrong) as client:

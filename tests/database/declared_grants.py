@@ -75,10 +75,13 @@ SEQUENCES: dict[str, tuple[str, ...]] = {
     "doorkey.credit_lots_id_seq": (),
 }
 
+PAGE_OF_TRANSACTIONS = "timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer"
+
 # Who may call it. A door in public has one caller, and so has the function behind it.
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "public.get_my_account()": ("authenticated",),
-    "public.list_my_transactions(bigint, integer)": ("authenticated",),
+    f"public.list_my_transactions(text[], {PAGE_OF_TRANSACTIONS})": ("authenticated",),
+    f"public.list_transactions(uuid, text[], {PAGE_OF_TRANSACTIONS})": ("service_role",),
     "public.create_my_profile()": ("authenticated",),
     "public.claim_my_provisioning(integer, text, text, bigint, text)": ("authenticated",),
     "public.finish_my_provisioning(integer, text, text, text, bigint, text, text, text, bigint, text)": (
@@ -128,7 +131,8 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "public.list_sealed_secrets(text, text, integer)": ("service_role",),
     "public.reseal_secrets(text[], text[], text[], text)": ("service_role",),
     "doorkey.my_account()": ("authenticated",),
-    "doorkey.my_transactions(bigint, integer)": ("authenticated",),
+    f"doorkey.my_transactions(text[], {PAGE_OF_TRANSACTIONS})": ("authenticated",),
+    f"doorkey.transactions_of(uuid, text[], {PAGE_OF_TRANSACTIONS})": ("service_role",),
     "doorkey.create_my_profile()": ("authenticated",),
     "doorkey.claim_my_provisioning(integer, text, text, bigint, text)": ("authenticated",),
     "doorkey.finish_my_provisioning(integer, text, text, text, bigint, text, text, text, bigint, text)": (
@@ -223,6 +227,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.show_on_profile(uuid, text, text, bigint)": (),
     "doorkey.sign_proof(text, text[])": (),
     "doorkey.sign_webhook(text, text, text, text)": (),
+    "doorkey.transaction_types()": (),
     "doorkey.use_proof(text, text[], text, bigint, text)": (),
     "doorkey.spend_lots(uuid, bigint)": (),
     "doorkey.usable_key(uuid, text)": (),

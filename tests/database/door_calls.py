@@ -115,7 +115,8 @@ REFUSALS = {
 
 _CALLS = {
     "my_account": Call((), "account"),
-    "my_transactions": Call((None, 10), "rows"),
+    "my_transactions": Call((None, None, None, None, None, 10), "rows"),
+    "transactions_of": Call((NOBODY, None, None, None, None, None, 10), "nothing"),
     "create_my_profile": Call((), "true"),
     "claim_provisioning": Call((NOBODY, 60, "door"), "nothing"),
     "finish_provisioning": Call((NOBODY, 1, "0" * 64, "door", None, 1, "v1.k1.AAAA", "door"), "lease_lost"),
@@ -155,6 +156,7 @@ _CALLS |= {
 _CALLS |= {
     "get_my_account": _CALLS["my_account"],
     "list_my_transactions": _CALLS["my_transactions"],
+    "list_transactions": _CALLS["transactions_of"],
     "get_doorkey_health": _CALLS["health"],
     "get_backfill_progress": _CALLS["backfill_progress"],
     "get_doorkey_connection": _CALLS["connection"],

@@ -15,7 +15,7 @@ from tests.database.declared_grants import TABLES
 from tests.database.test_own_doors import state_of
 from tests.support.credit_doors import Credits
 from tests.support.databases import Database
-from tests.support.doors import Doors, refused
+from tests.support.doors import Doors
 from tests.support.environment import WEBHOOK_SECRET
 from tests.support.own_doors import OwnDoors
 
@@ -117,34 +117,6 @@ async def test_nobody_reads_anybody_elses_rows(people: tuple[OwnDoors, OwnDoors]
     async with me.database.acting_as("authenticated", me.user_id) as connection:
         rows = await (await connection.execute(f"select distinct {person} as whose from {table}")).fetchall()
     assert rows == [{"whose": me.user_id}]
-
-
-# What happened to one's credits
-
-
-async def listed(own: OwnDoors, before: int | None, rows: int | None) -> list[tuple[int, str]]:
-    async with own.database.acting_as("authenticated", own.user_id) as connection:
-        found = await connection.execute("select * from public.list_my_transactions(%s, %s)", (before, rows))
-        return [(row["id"], row["type"]) for row in await found.fetchall()]
-
-
-async def test_ones_transactions_are_listed_newest_first_page_by_page(people: tuple[OwnDoors, OwnDoors]) -> None:
-    me, other = people
-    await other.reserve(100, "between")
-    await Doors(me.database).grant(me.user_id, 10, "more")
-    everything = await me.database.rows(
-        "select id, type from public.credit_transactions where user_id = %s order by id desc", (me.user_id,)
-    )
-    expected = [(row["id"], row["type"]) for row in everything]
-    assert [kind for _, kind in expected] == ["bonus", "hold", "bonus"]
-    assert await listed(me, None, 1000) == expected
-    pages: list[tuple[int, str]] = []
-    for _ in range(len(expected) + 1):
-        pages += await listed(me, pages[-1][0] if pages else None, 1)
-    assert pages == expected
-    for rows in (None, 0, 1001):
-        with refused("PT422", "page_out_of_range"):
-            await listed(me, None, rows)
 
 
 # One's own profile

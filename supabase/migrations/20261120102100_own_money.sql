@@ -1,0 +1,91 @@
+-- What happened to a person's credits: page after page, at the same cost however far back.
+--
+-- The surprising thing: a page is merged from one short walk per type. So one index serves every filter, and whoever looks
+-- for their three purchases doesn't walk through a million calls.
+
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
+
+-- As public.credit_transactions allows them; a test compares.
+create or replace function doorkey.transaction_types() returns text[]
+language sql immutable parallel safe set search_path = ''
+as $$
+  select array['purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal', 'hold', 'release'];
+$$;
+revoke all on function doorkey.transaction_types() from public, anon, authenticated, service_role;
+
+-- Newest first. p_types: null is all. p_since is in it, p_until is not; null is no bound. p_before_at and p_before_id: where
+-- the last page ended; null: from the newest on.
+create or replace function doorkey.transactions_of(
+  p_user_id uuid, p_types text[], p_since timestamptz, p_until timestamptz, p_before_at timestamptz, p_before_id bigint,
+  p_rows integer
+) returns table (
+  id bigint, type text, amount_micros bigint, reason text, provider text, model text, created_at timestamptz
+)
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  return query
+    select page.*
+      from unnest(doorkey.transaction_types()) as k (type)
+     cross join lateral (
+             select t.id, t.type, t.amount_micros, t.reason, t.provider, t.model, t.created_at
+               from public.credit_transactions as t
+              where t.user_id = p_user_id and t.type = k.type
+                and t.created_at >= coalesce(p_since, '-infinity') and t.created_at < coalesce(p_until, 'infinity')
+                and (t.created_at, t.id) < (coalesce(p_before_at, 'infinity'), coalesce(p_before_id, 0))
+              order by t.created_at desc, t.id desc limit p_rows) as page
+     where p_types is null or k.type = any (p_types)
+     order by page.created_at desc, page.id desc limit p_rows;
+end
+$$;
+revoke all on function
+  doorkey.transactions_of(uuid, text[], timestamptz, timestamptz, timestamptz, bigint, integer)
+  from public, anon, authenticated, service_role;
+grant execute on function
+  doorkey.transactions_of(uuid, text[], timestamptz, timestamptz, timestamptz, bigint, integer)
+  to service_role;
+
+create or replace function public.list_transactions(
+  user_id uuid, types text[], since timestamptz, until timestamptz, before_at timestamptz, before_id bigint,
+  transaction_rows integer
+) returns table (
+  id bigint, type text, amount_micros bigint, reason text, provider text, model text, created_at timestamptz
+)
+language sql stable set search_path = ''
+as $$ select * from doorkey.transactions_of($1, $2, $3, $4, $5, $6, $7); $$;
+revoke all on function
+  public.list_transactions(uuid, text[], timestamptz, timestamptz, timestamptz, bigint, integer)
+  from public, anon, authenticated, service_role;
+grant execute on function
+  public.list_transactions(uuid, text[], timestamptz, timestamptz, timestamptz, bigint, integer)
+  to service_role;
+
+create or replace function doorkey.my_transactions(
+  p_types text[], p_since timestamptz, p_until timestamptz, p_before_at timestamptz, p_before_id bigint, p_rows integer
+) returns table (
+  id bigint, type text, amount_micros bigint, reason text, provider text, model text, created_at timestamptz
+)
+language sql stable security definer set search_path = ''
+as $$
+  select * from doorkey.transactions_of((select auth.uid()), $1, $2, $3, $4, $5, $6);
+$$;
+revoke all on function doorkey.my_transactions(text[], timestamptz, timestamptz, timestamptz, bigint, integer)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.my_transactions(text[], timestamptz, timestamptz, timestamptz, bigint, integer)
+  to authenticated;
+
+create or replace function public.list_my_transactions(
+  types text[], since timestamptz, until timestamptz, before_at timestamptz, before_id bigint, transaction_rows integer
+) returns table (
+  id bigint, type text, amount_micros bigint, reason text, provider text, model text, created_at timestamptz
+)
+language sql stable set search_path = ''
+as $$ select * from doorkey.my_transactions($1, $2, $3, $4, $5, $6); $$;
+revoke all on function public.list_my_transactions(text[], timestamptz, timestamptz, timestamptz, bigint, integer)
+  from public, anon, authenticated, service_role;
+grant execute on function public.list_my_transactions(text[], timestamptz, timestamptz, timestamptz, bigint, integer)
+  to authenticated;
