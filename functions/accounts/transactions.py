@@ -6,12 +6,12 @@ and a transaction that comes in between moves nobody's page.
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from functions.accounts import store
+from functions.accounts.moments import Moment, read_moment
 from functions.clients.supabase import Supabase
 from functions.kit.errors import CursorInvalid, SpanOutOfRange
 from functions.web import csv_text
@@ -25,8 +25,6 @@ NEXT_CURSOR_HEADER = "x-next-cursor"
 COLUMNS = ("id", "created_at", "type", "amount_micros", "reason", "provider", "model")
 
 Type = Literal["purchase", "bonus", "refund", "adjustment", "usage", "expiry", "renewal", "hold", "release"]
-# A day stands for its beginning in UTC.
-Moment = AwareDatetime | date
 
 
 class TransactionQuery(BaseModel):
@@ -57,7 +55,7 @@ class Transaction(BaseModel):
     reason: str
     provider: str | None
     model: str | None
-    created_at: datetime
+    created_at: Moment
 
 
 class TransactionPage(BaseModel):
@@ -74,16 +72,15 @@ async def list_transactions(database: Supabase, session: Session, query: Transac
         CursorInvalid: it is none of ours.
         SpanOutOfRange: it ends before it begins.
     """
-    since, until = _moment(query.since), _moment(query.until)
-    if since is not None and until is not None and since >= until:
+    if query.since is not None and query.until is not None and query.since >= query.until:
         raise SpanOutOfRange("ends before it begins")
     before_at, before_id = _place(query.cursor)
     rows = await store.list_my_transactions(
         database,
         session,
         types=sorted(set(query.type)) or None,
-        since=since,
-        until=until,
+        since=query.since,
+        until=query.until,
         before_at=before_at,
         before_id=before_id,
         # One more than is shown says whether there is another page.
@@ -96,8 +93,7 @@ def page_of(rows: list[dict[str, Any]], limit: int) -> TransactionPage:
     """What of these rows is one page, and where it ends."""
     shown = [Transaction.model_validate(row) for row in rows[:limit]]
     is_last = len(rows) <= limit
-    # The time as the database wrote it: exact to the microsecond.
-    cursor = None if is_last else encode_cursor("transactions", rows[limit - 1]["created_at"], shown[-1].id)
+    cursor = None if is_last else encode_cursor("transactions", shown[-1].created_at.isoformat(), shown[-1].id)
     return TransactionPage(transactions=shown, next_cursor=cursor)
 
 
@@ -119,15 +115,9 @@ def _place(cursor: str | None) -> tuple[str | None, int | None]:
         return None, None
     at, number = decode_cursor(cursor, "transactions", str, int)
     try:
-        moment = datetime.fromisoformat(str(at))
+        moment = read_moment(at)
     except ValueError:
         raise CursorInvalid("no time") from None
-    if moment.tzinfo is None or not isinstance(number, int) or not 0 <= number <= MAX_ID:
+    if not isinstance(number, int) or not 0 <= number <= MAX_ID:
         raise CursorInvalid("no place")
     return moment.isoformat(), number
-
-
-def _moment(value: datetime | date | None) -> datetime | None:
-    if value is None or isinstance(value, datetime):
-        return value
-    return datetime.combine(value, time(), UTC)
