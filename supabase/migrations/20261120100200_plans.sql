@@ -8,19 +8,33 @@ create table if not exists public.plans (
   name text not null,
   price_micros bigint not null default 0 check (price_micros >= 0),
   -- Length of a period, and what each period brings. No period: a plan that is granted once.
-  period_days integer check (period_days > 0),
-  credits_per_period_micros bigint not null default 0 check (credits_per_period_micros >= 0),
+  period_days integer check (period_days between 1 and 366),
+  credits_per_period_micros bigint not null default 0 check (credits_per_period_micros between 0 and 1000000000000),
+  -- The most that a period's calls may cost the user, whatever else they own. Null: all that they have.
+  monthly_cap_micros bigint check (monthly_cap_micros > 0),
   -- What a new user on this plan is greeted with, once in their life, and how long it lasts.
   welcome_credits_micros bigint not null default 0 check (welcome_credits_micros >= 0),
   welcome_credits_days integer check (welcome_credits_days > 0),
   -- The user pays the provider's cost times this. Below 1 a key could outspend its ledger.
   markup numeric(9, 6) not null default 1 check (markup >= 1),
+  -- Or, where it says `tokens`, so much for 1,000 tokens of either kind.
+  charges_by text not null default 'cost' check (charges_by in ('cost', 'tokens')),
+  token_price_micros_per_1k bigint check (token_price_micros_per_1k > 0),
   -- No cap: the key has no limit at OpenRouter and use is posted to `receivable`.
   is_uncapped boolean not null default false,
+  -- What a user may ask for. Null: no limit, or every model.
+  requests_per_minute integer check (requests_per_minute > 0),
+  requests_per_day integer check (requests_per_day > 0),
+  allowed_models text[] check (cardinality(allowed_models) > 0 and array_position(allowed_models, null) is null),
+  -- What else comes with it, for the app to read. No code of ours decides by it.
+  features jsonb not null default '{}' check (jsonb_typeof(features) = 'object'),
+  -- Nobody comes to an inactive plan any more; whoever is on it stays.
   is_active boolean not null default true,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
-  check ((credits_per_period_micros > 0) <= (period_days is not null))
+  check ((credits_per_period_micros > 0) <= (period_days is not null)),
+  check (charges_by <> 'tokens' or token_price_micros_per_1k is not null),
+  check (monthly_cap_micros is null or period_days is not null)
 );
 comment on table public.plans is 'Plans of doorkey. Money in micro-dollars.';
 
@@ -38,9 +52,43 @@ begin
 end
 $$;
 
-insert into public.plans (id, name, welcome_credits_micros, welcome_credits_days)
-values ('trial', 'Trial', 5000000, 30)
+-- To begin with. They are rows to be edited; applied again, the migration leaves them as they are.
+insert into public.plans (
+  id, name, price_micros, period_days, credits_per_period_micros, welcome_credits_micros, welcome_credits_days,
+  token_price_micros_per_1k, is_uncapped
+)
+values
+  ('trial', 'Trial', 0, null, 0, 5000000, 30, 1000, false),
+  ('starter', 'Starter', 20000000, 30, 20000000, 0, null, 2000, false),
+  ('professional', 'Professional', 60000000, 30, 60000000, 0, null, 5000, false),
+  ('enterprise', 'Enterprise', 0, 30, 0, 0, null, 10000, true)
 on conflict (id) do nothing;
+
+-- Whoever edits a plan, in whichever way, leaves a note of who, what, before and after.
+create or replace function doorkey.note_plan() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_before constant jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) - 'updated_at' end;
+  v_after constant jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) - 'updated_at' end;
+begin
+  if v_before is distinct from v_after then
+    perform doorkey.write_audit(
+      session_user::text, 'plan.' || case tg_op when 'INSERT' then 'added' when 'UPDATE' then 'edited' else 'removed' end,
+      null, null, jsonb_build_object('before', v_before, 'after', v_after));
+    if tg_op = 'UPDATE' then
+      new.updated_at := now();
+    end if;
+  end if;
+  return case when tg_op = 'DELETE' then old else new end;
+end
+$$;
+revoke all on function doorkey.note_plan() from public, anon, authenticated, service_role;
+create or replace trigger note_plan before update on public.plans
+  for each row execute function doorkey.note_plan();
+-- After, because an insert that meets a plan that is there comes to nothing.
+create or replace trigger note_plan_row after insert or delete on public.plans
+  for each row execute function doorkey.note_plan();
 
 do $$
 begin

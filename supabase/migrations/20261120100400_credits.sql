@@ -108,6 +108,8 @@ create table if not exists doorkey.credit_lots (
   remaining_micros bigint not null check (remaining_micros between 0 and amount_micros),
   priority smallint not null default 100,
   expires_at timestamptz,
+  -- What a period brings: it ends with the period.
+  is_allowance boolean not null default false check (not is_allowance or expires_at is not null),
   created_at timestamptz not null default now()
 );
 create index if not exists credit_lots_spendable

@@ -211,6 +211,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.look_again(uuid, boolean)": (),
     "doorkey.may_ask_openrouter()": (),
     "doorkey.next_old_users(uuid, uuid, timestamp with time zone, timestamp with time zone, integer)": (),
+    "doorkey.note_plan()": (),
     "doorkey.note_trouble(text, uuid, text, text)": (),
     "doorkey.open_doors()": (),
     "doorkey.pg_net_health()": (),
