@@ -246,26 +246,52 @@ create table "public"."plans" (
   "price_micros"              bigint                   not null default 0,
   "period_days"               integer,
   "credits_per_period_micros" bigint                   not null default 0,
+  "monthly_cap_micros"        bigint,
   "welcome_credits_micros"    bigint                   not null default 0,
   "welcome_credits_days"      integer,
   "markup"                    numeric(9,6)             not null default 1,
+  "charges_by"                text                     not null default 'cost'::text,
+  "token_price_micros_per_1k" bigint,
   "is_uncapped"               boolean                  not null default false,
+  "requests_per_minute"       integer,
+  "requests_per_day"          integer,
+  "allowed_models"            text[],
+  "features"                  jsonb                    not null default '{}'::jsonb,
   "is_active"                 boolean                  not null default true,
   "created_at"                timestamp with time zone not null default now(),
   "updated_at"                timestamp with time zone not null default now(),
+  constraint "plans_allowed_models_check" check (((cardinality(allowed_models) > 0) AND (array_position(allowed_models, NULL::text) IS NULL))),
+  constraint "plans_charges_by_check" check ((charges_by = ANY (ARRAY['cost'::text, 'tokens'::text]))),
+  constraint "plans_check1" check (((charges_by <> 'tokens'::text) OR (token_price_micros_per_1k IS NOT NULL))),
+  constraint "plans_check2" check (((monthly_cap_micros IS NULL) OR (period_days IS NOT NULL))),
   constraint "plans_check" check (((credits_per_period_micros > 0) <= (period_days IS NOT NULL))),
-  constraint "plans_credits_per_period_micros_check" check ((credits_per_period_micros >= 0)),
+  constraint "plans_credits_per_period_micros_check" check (((credits_per_period_micros >= 0) AND (credits_per_period_micros <= '1000000000000'::bigint))),
+  constraint "plans_features_check" check ((jsonb_typeof(features) = 'object'::text)),
   constraint "plans_id_check" check ((id ~ '^[a-z][a-z0-9_-]{0,62}$'::text)),
   constraint "plans_markup_check" check ((markup >= (1)::numeric)),
-  constraint "plans_period_days_check" check ((period_days > 0)),
+  constraint "plans_monthly_cap_micros_check" check ((monthly_cap_micros > 0)),
+  constraint "plans_period_days_check" check (((period_days >= 1) AND (period_days <= 366))),
   constraint "plans_pkey" primary key (id),
   constraint "plans_price_micros_check" check ((price_micros >= 0)),
+  constraint "plans_requests_per_day_check" check ((requests_per_day > 0)),
+  constraint "plans_requests_per_minute_check" check ((requests_per_minute > 0)),
+  constraint "plans_token_price_micros_per_1k_check" check ((token_price_micros_per_1k > 0)),
   constraint "plans_welcome_credits_days_check" check ((welcome_credits_days > 0)),
   constraint "plans_welcome_credits_micros_check" check ((welcome_credits_micros >= 0))
 );
 
 alter table "public"."plans"
   enable row level security;
+
+create trigger note_plan_row
+  after insert or delete on public.plans
+  for each row
+  execute function doorkey.note_plan();
+
+create trigger note_plan
+  before update on public.plans
+  for each row
+  execute function doorkey.note_plan();
 
 create policy "Anyone may read active plans" on "public"."plans"
   for select
@@ -409,8 +435,10 @@ create table "doorkey"."credit_lots" (
   "remaining_micros" bigint                   not null,
   "priority"         smallint                 not null default 100,
   "expires_at"       timestamp with time zone,
+  "is_allowance"     boolean                  not null default false,
   "created_at"       timestamp with time zone not null default now(),
   constraint "credit_lots_amount_micros_check" check ((amount_micros > 0)),
+  constraint "credit_lots_check1" check (((NOT is_allowance) OR (expires_at IS NOT NULL))),
   constraint "credit_lots_check" check (((remaining_micros >= 0) AND (remaining_micros <= amount_micros))),
   constraint "credit_lots_pkey" primary key (id),
   constraint "credit_lots_transaction_id_key" unique (transaction_id),
@@ -3286,6 +3314,32 @@ end
 $function$;
 
 revoke all on function "doorkey"."next_old_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
+
+-- doorkey.note_plan
+
+create or replace function doorkey.note_plan()
+  returns trigger
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_before constant jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) - 'updated_at' end;
+  v_after constant jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) - 'updated_at' end;
+begin
+  if v_before is distinct from v_after then
+    perform doorkey.write_audit(
+      session_user::text, 'plan.' || case tg_op when 'INSERT' then 'added' when 'UPDATE' then 'edited' else 'removed' end,
+      null, null, jsonb_build_object('before', v_before, 'after', v_after));
+    if tg_op = 'UPDATE' then
+      new.updated_at := now();
+    end if;
+  end if;
+  return case when tg_op = 'DELETE' then old else new end;
+end
+$function$;
+
+revoke all on function "doorkey"."note_plan"() from public;
 
 -- doorkey.note_trouble
 
