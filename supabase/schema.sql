@@ -514,13 +514,16 @@ create table "doorkey"."provisioning" (
   "last_error"             text,
   "created_at"             timestamp with time zone not null default now(),
   "updated_at"             timestamp with time zone not null default now(),
+  "wanted_at"              timestamp with time zone not null default now(),
   "ready_at"               timestamp with time zone,
+  "provisioned_by"         text,
   "revisit_at"             timestamp with time zone,
   "backfill_at"            timestamp with time zone,
   constraint "provisioning_attempt_check" check ((attempt >= 0)),
   constraint "provisioning_check" check ((claimed <= wanted)),
   constraint "provisioning_failures_check" check ((failures >= 0)),
   constraint "provisioning_pkey" primary key (user_id),
+  constraint "provisioning_provisioned_by_check" check ((provisioned_by = ANY (ARRAY['eager'::text, 'lazy'::text, 'sweep'::text]))),
   constraint "provisioning_rotation_grace_seconds_check" check (((rotation_grace_seconds >= 0) AND (rotation_grace_seconds <= 604800))),
   constraint "provisioning_wanted_check" check ((wanted > 0)),
   constraint "rotates_only_a_key" check (((rotation_grace_seconds IS NULL) OR (key_hash IS NOT NULL))),
@@ -547,6 +550,9 @@ alter table "doorkey"."provisioning"
 
 create index provisioning_backfilled on doorkey.provisioning using btree (backfill_at, state)
   where (backfill_at is not null);
+
+create index provisioning_created on doorkey.provisioning using brin (created_at)
+  with (pages_per_range='32');
 
 create index provisioning_dead on doorkey.provisioning using btree (updated_at)
   where (state = 'dead'::doorkey.provisioning_state);
@@ -686,6 +692,7 @@ grant execute on function "public"."backfill_users"(uuid, uuid, timestamp with t
 create or replace function public.claim_my_provisioning (
   lease_seconds    integer,
   request_id       text,
+  chance           text,
   proof_id         text,
   proof_expires_at bigint,
   proof            text
@@ -693,27 +700,28 @@ create or replace function public.claim_my_provisioning (
   returns SETOF doorkey.provisioning_claim
   language sql
   set search_path to ''
-  AS $function$ select * from doorkey.claim_my_provisioning($1, $2, $3, $4, $5); $function$;
+  AS $function$ select * from doorkey.claim_my_provisioning($1, $2, $3, $4, $5, $6); $function$;
 
-revoke all on function "public"."claim_my_provisioning"(integer, text, text, bigint, text) from public;
+revoke all on function "public"."claim_my_provisioning"(integer, text, text, text, bigint, text) from public;
 
-grant execute on function "public"."claim_my_provisioning"(integer, text, text, bigint, text) to "authenticated";
+grant execute on function "public"."claim_my_provisioning"(integer, text, text, text, bigint, text) to "authenticated";
 
 -- public.claim_provisioning
 
 create or replace function public.claim_provisioning (
   user_id       uuid,
   lease_seconds integer,
-  request_id    text
+  request_id    text,
+  chance        text    default null::text
 )
   returns SETOF doorkey.provisioning_claim
   language sql
   set search_path to ''
-  AS $function$ select * from doorkey.claim_provisioning($1, $2, $3); $function$;
+  AS $function$ select * from doorkey.claim_provisioning($1, $2, $3, $4); $function$;
 
-revoke all on function "public"."claim_provisioning"(uuid, integer, text) from public;
+revoke all on function "public"."claim_provisioning"(uuid, integer, text, text) from public;
 
-grant execute on function "public"."claim_provisioning"(uuid, integer, text) to "service_role";
+grant execute on function "public"."claim_provisioning"(uuid, integer, text, text) to "service_role";
 
 -- public.classify_keys
 
@@ -1270,6 +1278,35 @@ create or replace function public.release_my_hold (
 revoke all on function "public"."release_my_hold"(uuid, text, text, bigint, text) from public;
 
 grant execute on function "public"."release_my_hold"(uuid, text, text, bigint, text) to "authenticated";
+
+-- public.report_signups
+
+create or replace function public.report_signups (
+  from_day date,
+  to_day   date
+)
+  returns table (
+    day            date,
+    signups        bigint,
+    eager          bigint,
+    lazy           bigint,
+    by_sweep       bigint,
+    by_unknown     bigint,
+    waiting        bigint,
+    under_way      bigint,
+    dead           bigint,
+    gone           bigint,
+    median_seconds double precision,
+    p95_seconds    double precision
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.signup_report($1, $2); $function$;
+
+revoke all on function "public"."report_signups"(date, date) from public;
+
+grant execute on function "public"."report_signups"(date, date) to "service_role";
 
 -- public.request_key_rotation
 
@@ -1857,6 +1894,7 @@ revoke all on function "doorkey"."check_proof"(text) from public;
 create or replace function doorkey.claim_my_provisioning (
   p_lease_seconds    integer,
   p_request_id       text,
+  p_chance           text,
   p_proof_id         text,
   p_proof_expires_at bigint,
   p_proof            text
@@ -1869,21 +1907,22 @@ create or replace function doorkey.claim_my_provisioning (
   select * from doorkey.claim_provisioning(
     doorkey.use_proof(
       'claim_my_provisioning',
-      array[p_lease_seconds::text, p_request_id],
+      array[p_lease_seconds::text, p_request_id, p_chance],
       p_proof_id, p_proof_expires_at, p_proof),
-    p_lease_seconds, p_request_id);
+    p_lease_seconds, p_request_id, p_chance);
 $function$;
 
-revoke all on function "doorkey"."claim_my_provisioning"(integer, text, text, bigint, text) from public;
+revoke all on function "doorkey"."claim_my_provisioning"(integer, text, text, text, bigint, text) from public;
 
-grant execute on function "doorkey"."claim_my_provisioning"(integer, text, text, bigint, text) to "authenticated";
+grant execute on function "doorkey"."claim_my_provisioning"(integer, text, text, text, bigint, text) to "authenticated";
 
 -- doorkey.claim_provisioning
 
 create or replace function doorkey.claim_provisioning (
   p_user_id       uuid,
   p_lease_seconds integer,
-  p_request_id    text
+  p_request_id    text,
+  p_chance        text    default null::text
 )
   returns SETOF doorkey.provisioning_claim
   language plpgsql
@@ -1960,6 +1999,8 @@ begin
          failures = p.failures + case when v_row.state = 'working' then 1 else 0 end,
          claimed = p.wanted,
          lease_expires_at = now() + v_lease,
+         provisioned_by = case when p.ready_at is null then coalesce(p_chance, p.provisioned_by)
+                               else p.provisioned_by end,
          updated_at = now()
    where p.user_id = p_user_id
   returning * into v_row;
@@ -1978,9 +2019,9 @@ begin
 end
 $function$;
 
-revoke all on function "doorkey"."claim_provisioning"(uuid, integer, text) from public;
+revoke all on function "doorkey"."claim_provisioning"(uuid, integer, text, text) from public;
 
-grant execute on function "doorkey"."claim_provisioning"(uuid, integer, text) to "service_role";
+grant execute on function "doorkey"."claim_provisioning"(uuid, integer, text, text) to "service_role";
 
 -- doorkey.classify_keys
 
@@ -2301,7 +2342,7 @@ begin
   end if;
   insert into doorkey.provisioning (user_id, state) values (p_user_id, v_state)
   on conflict (user_id) do update
-     set state = excluded.state, due_at = now(), updated_at = now()
+     set state = excluded.state, due_at = now(), wanted_at = now(), updated_at = now()
    where provisioning.state = 'waiting' and excluded.state = 'due'
   returning provisioning.state into v_state;
   if not found then
@@ -4461,6 +4502,75 @@ create or replace function doorkey.sign_webhook (
     $function$;
 
 revoke all on function "doorkey"."sign_webhook"(text, text, text, text) from public;
+
+-- doorkey.signup_report
+
+create or replace function doorkey.signup_report (
+  p_from_day date,
+  p_to_day   date
+)
+  returns table (
+    day            date,
+    signups        bigint,
+    eager          bigint,
+    lazy           bigint,
+    by_sweep       bigint,
+    by_unknown     bigint,
+    waiting        bigint,
+    under_way      bigint,
+    dead           bigint,
+    gone           bigint,
+    median_seconds double precision,
+    p95_seconds    double precision
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_from_day is null or p_to_day is null or p_to_day - p_from_day not between 0 and 365 then
+    raise sqlstate 'PT422' using message = 'days_out_of_range', hint = 'Report on 1 to 366 days, the first one first.';
+  end if;
+  return query
+    with counted as (
+      select (p.created_at at time zone 'UTC')::date as day,
+             case when p.ready_at is not null then coalesce(p.provisioned_by, 'unknown')
+                  when p.state in ('due', 'working', 'ready') then 'under_way'
+                  else p.state::text end as kind,
+             extract(epoch from p.ready_at - p.wanted_at)::double precision as seconds
+        from doorkey.provisioning as p
+       where p.created_at >= p_from_day::timestamp at time zone 'UTC'
+         and p.created_at < (p_to_day + 1)::timestamp at time zone 'UTC'
+         and p.backfill_at is null
+         -- Kept by an uninstallation, with a key from before: no signup either.
+         and (p.ready_at is null or p.ready_at >= p.created_at)
+    ), summed as (
+      select c.day, count(*) as signups,
+             count(*) filter (where c.kind = 'eager') as eager,
+             count(*) filter (where c.kind = 'lazy') as lazy,
+             count(*) filter (where c.kind = 'sweep') as by_sweep,
+             count(*) filter (where c.kind = 'unknown') as by_unknown,
+             count(*) filter (where c.kind = 'waiting') as waiting,
+             count(*) filter (where c.kind = 'under_way') as under_way,
+             count(*) filter (where c.kind = 'dead') as dead,
+             count(*) filter (where c.kind = 'gone') as gone,
+             percentile_cont(array[0.5, 0.95]) within group (order by c.seconds)
+               filter (where c.seconds is not null) as seconds
+        from counted as c group by c.day
+    )
+    select d.day::date, coalesce(s.signups, 0), coalesce(s.eager, 0), coalesce(s.lazy, 0), coalesce(s.by_sweep, 0),
+           coalesce(s.by_unknown, 0), coalesce(s.waiting, 0), coalesce(s.under_way, 0), coalesce(s.dead, 0),
+           coalesce(s.gone, 0), s.seconds[1], s.seconds[2]
+      from generate_series(p_from_day::timestamp, p_to_day::timestamp, interval '1 day') as d (day)
+      left join summed as s on s.day = d.day::date
+     order by d.day;
+end
+$function$;
+
+revoke all on function "doorkey"."signup_report"(date, date) from public;
+
+grant execute on function "doorkey"."signup_report"(date, date) to "service_role";
 
 -- doorkey.spend_lots
 

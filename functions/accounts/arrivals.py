@@ -17,7 +17,7 @@ from typing import Any
 from functions.accounts.store import create_my_profile, get_my_account
 from functions.clients.supabase import Supabase
 from functions.kit.errors import DoorkeyError, ProfileNotFound
-from functions.provisioning.states import ProvisioningState
+from functions.provisioning.states import Chance, ProvisioningState
 from functions.provisioning.steps import Outcome, Provisioner
 from functions.web.sessions import Session
 
@@ -69,7 +69,7 @@ class Arrivals:
     async def _provision(self, session: Session, request_id: str) -> None:
         """Waits for the attempt, but not for long."""
         attempt = asyncio.create_task(
-            self._provisioner.provision(session.user_id, request_id=request_id, session=session)
+            self._provisioner.provision(session.user_id, request_id=request_id, chance=Chance.LAZY, session=session)
         )
         self._going_on.add(attempt)
         attempt.add_done_callback(self._forget)

@@ -15,6 +15,7 @@ from uuid import UUID
 from functions.kit.clock import Clock
 from functions.kit.errors import DoorkeyError
 from functions.provisioning import store
+from functions.provisioning.states import Chance
 from functions.provisioning.steps import Outcome, Provisioner
 
 DUE_PER_PAGE = 200
@@ -112,7 +113,7 @@ class Redrive:
             if not is_time_left():
                 return
             try:
-                outcome = await self._provisioner.provision(user_id, request_id=self._request_id)
+                outcome = await self._provisioner.provision(user_id, request_id=self._request_id, chance=Chance.SWEEP)
             except DoorkeyError:
                 # Its line is written; the others must not wait for it.
                 self._outcomes["failed"] += 1

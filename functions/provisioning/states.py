@@ -16,6 +16,14 @@ class ProvisioningState(StrEnum):
     GONE = "gone"
 
 
+class Chance(StrEnum):
+    """By whose call a user is provisioned: one of three, as `provisioned_by` keeps it."""
+
+    EAGER = "eager"  # the hint of the database
+    LAZY = "lazy"  # the user's own request
+    SWEEP = "sweep"
+
+
 class KeyAction(StrEnum):
     """What a claim asks to be done at OpenRouter: `doorkey.key_action`."""
 

@@ -41,7 +41,7 @@ from functions.kit.settings import Settings
 from functions.provisioning import metrics, store
 from functions.provisioning.names import KeyName
 from functions.provisioning.retry import next_try
-from functions.provisioning.states import KeyAction, ProvisioningState
+from functions.provisioning.states import Chance, KeyAction, ProvisioningState
 from functions.provisioning.store import Claim
 
 # The wish may change while it is being fulfilled; somebody who changes it faster than this waits for the sweep.
@@ -105,12 +105,15 @@ class Provisioner:
             lease_seconds=settings.doorkey_lease_seconds,
         )
 
-    async def provision(self, user_id: UUID, *, request_id: str, session: Caller | None = None) -> Outcome:
+    async def provision(
+        self, user_id: UUID, *, request_id: str, chance: Chance = Chance.EAGER, session: Caller | None = None
+    ) -> Outcome:
         """Does what is due for one user. Writes one line for each attempt.
 
         Args:
             user_id: whose key.
             request_id: for the log and the audit.
+            chance: by whose call.
             session: the user's own, where they asked themselves: it carries on when the service key is rejected.
 
         Raises:
@@ -126,6 +129,7 @@ class Provisioner:
                         user_id,
                         lease_seconds=self.lease_seconds,
                         request_id=request_id,
+                        chance=chance,
                         session=session,
                     )
                 if claim is None:

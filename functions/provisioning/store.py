@@ -9,26 +9,17 @@ from uuid import UUID
 
 from functions.clients.supabase import Caller, Rpc, Supabase
 from functions.provisioning.names import KeyName
-from functions.provisioning.states import KeyAction, KeyKind, ProvisioningState
+from functions.provisioning.states import Chance, KeyAction, KeyKind, ProvisioningState
 
 CLAIM = Rpc(
     "claim_provisioning",
-    ("user_id", "lease_seconds", "request_id"),
+    ("user_id", "lease_seconds", "request_id", "chance"),
     "service_role",
     own_door="claim_my_provisioning",
 )
 FINISH = Rpc(
     "finish_provisioning",
-    (
-        "user_id",
-        "attempt",
-        "key_hash",
-        "key_name",
-        "key_label",
-        "limit_micros",
-        "sealed_secret",
-        "request_id",
-    ),
+    ("user_id", "attempt", "key_hash", "key_name", "key_label", "limit_micros", "sealed_secret", "request_id"),
     "service_role",
     own_door="finish_my_provisioning",
 )
@@ -94,11 +85,17 @@ class Claim:
 
 
 async def claim(
-    database: Supabase, user_id: UUID, *, lease_seconds: int, request_id: str, session: Caller | None = None
+    database: Supabase,
+    user_id: UUID,
+    *,
+    lease_seconds: int,
+    request_id: str,
+    chance: Chance,
+    session: Caller | None = None,
 ) -> Claim | None:
     """Takes the lease; None: nothing to do. Repeating it after a lost answer finds the lease taken: wait it out."""
-    arguments = {"user_id": str(user_id), "lease_seconds": lease_seconds, "request_id": request_id}
-    rows = await database.call(CLAIM, arguments, session=session)
+    about = {"user_id": str(user_id), "lease_seconds": lease_seconds}
+    rows = await database.call(CLAIM, {**about, "request_id": request_id, "chance": chance}, session=session)
     if not rows:
         return None
     row = rows[0]

@@ -6,21 +6,17 @@ failed.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import uuid
-from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from functions.kit.errors import DoorkeyError
-from functions.kit.settings import SettingsInvalid, base_url
+from functions.kit.settings import base_url
 from functions.provisioning.store import OldUsers
 from infra.cli import backfill as backfill_command
 from infra.cli import connect as connect_command
@@ -30,15 +26,16 @@ from infra.cli import doctor as doctor_command
 from infra.cli import environment as environment_command
 from infra.cli import faults as faults_commands
 from infra.cli import redrive as redrive_command
+from infra.cli import report as report_commands
 from infra.cli import rotate_sealing_key as rotate_sealing_key_command
 from infra.cli import strays as strays_command
 from infra.cli import uninstall as uninstall_command
-from infra.cli.key_deletion import KeysNotDeleted
+from infra.cli.running import errors
+from infra.cli.running import run_command as _run
 from infra.connection.environments import EnvFile, Home, Terminal
 from infra.connection.plans import CannotGoOn
 from infra.connection.stages import StageSecret
 from infra.local.stack import StackOptions
-from infra.local.supervisor import PartFailed
 
 app = typer.Typer(
     name="doorkey",
@@ -49,18 +46,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(faults_commands.app)
+app.add_typer(report_commands.app)
 console = Console()
-errors = Console(stderr=True)
-
-# Errors whose message is what a person is told.
-SENTENCES = (
-    CannotGoOn,
-    demo_command.DemoFailed,
-    backfill_command.BackfillStopped,
-    uninstall_command.UninstallStopped,
-    KeysNotDeleted,
-    SettingsInvalid,
-)
 
 LogFolder = Annotated[
     Path | None,
@@ -332,41 +319,6 @@ def _options(log_folder: Path | None, latency_ms: int) -> StackOptions:
         database_url=os.environ.get("DATABASE_URL") or None,
         openrouter_latency_ms=latency_ms,
     )
-
-
-def _run(work: Coroutine[Any, Any, None], interrupted_code: int) -> None:
-    """Runs a command to its end; Ctrl-C and SIGTERM end it in good order, and everything it started with it."""
-    try:
-        asyncio.run(_until_told(work))
-    except PartFailed as failure:
-        for line in failure.last_lines:
-            errors.print(f"  {failure.part} | {line}", style="dim", markup=False, highlight=False)
-        errors.print(f"{failure.part} {failure.reason}.", style="bold red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
-    except SENTENCES as failure:
-        errors.print(str(failure), style="bold red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
-    except DoorkeyError as failure:
-        errors.print(f"{failure.sentence} ({failure.code})", style="bold red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
-    except asyncio.CancelledError:
-        raise typer.Exit(interrupted_code) from None
-
-
-async def _until_told(work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def told() -> None:
-        # Whoever insists, by a second Ctrl-C, must not interrupt the stopping.
-        for number in signals:
-            loop.add_signal_handler(number, lambda: None)
-        task.cancel()
-
-    for number in signals:
-        loop.add_signal_handler(number, told)
-    await task
 
 
 def main() -> None:

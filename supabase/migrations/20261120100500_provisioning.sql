@@ -41,7 +41,11 @@ create table if not exists doorkey.provisioning (
   last_error text,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
+  -- Since when a key is wanted, where that was later than the row: an address was confirmed, somebody stopped being anonymous.
+  wanted_at timestamptz not null default now(),
   ready_at timestamptz,
+  -- By whom the first key was asked for: the hint, the user's own first request, or the sweep. Null: nobody said.
+  provisioned_by text check (provisioned_by in ('eager', 'lazy', 'sweep')),
   -- When time itself changes the wish: a ban or a grace period ends, and no update of the user will announce it.
   revisit_at timestamptz,
   -- For users from before the installation: the moment that a backfill gave them. Null: enrolled in any other way.
@@ -119,7 +123,7 @@ begin
   end if;
   insert into doorkey.provisioning (user_id, state) values (p_user_id, v_state)
   on conflict (user_id) do update
-     set state = excluded.state, due_at = now(), updated_at = now()
+     set state = excluded.state, due_at = now(), wanted_at = now(), updated_at = now()
    where provisioning.state = 'waiting' and excluded.state = 'due'
   returning provisioning.state into v_state;
   if not found then
@@ -358,7 +362,10 @@ $$;
 revoke all on function doorkey.backfill_room() from public, anon, authenticated, service_role;
 
 -- Takes the lease and grants the welcome credits. Returns what the work needs, or no row: nothing to claim.
-create or replace function doorkey.claim_provisioning(p_user_id uuid, p_lease_seconds integer, p_request_id text)
+-- p_chance: which of the three this is, eager, lazy or sweep; null: not said.
+create or replace function doorkey.claim_provisioning(
+  p_user_id uuid, p_lease_seconds integer, p_request_id text, p_chance text default null
+)
 returns setof doorkey.provisioning_claim
 language plpgsql security definer set search_path = ''
 as $$
@@ -432,6 +439,8 @@ begin
          failures = p.failures + case when v_row.state = 'working' then 1 else 0 end,
          claimed = p.wanted,
          lease_expires_at = now() + v_lease,
+         provisioned_by = case when p.ready_at is null then coalesce(p_chance, p.provisioned_by)
+                               else p.provisioned_by end,
          updated_at = now()
    where p.user_id = p_user_id
   returning * into v_row;
@@ -449,15 +458,19 @@ begin
            v_limit.is_uncapped, v_wish.is_enabled;
 end
 $$;
-revoke all on function doorkey.claim_provisioning(uuid, integer, text) from public, anon, authenticated, service_role;
-grant execute on function doorkey.claim_provisioning(uuid, integer, text) to service_role;
+revoke all on function doorkey.claim_provisioning(uuid, integer, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.claim_provisioning(uuid, integer, text, text) to service_role;
 
-create or replace function public.claim_provisioning(user_id uuid, lease_seconds integer, request_id text)
+create or replace function public.claim_provisioning(
+  user_id uuid, lease_seconds integer, request_id text, chance text default null
+)
 returns setof doorkey.provisioning_claim
 language sql set search_path = ''
-as $$ select * from doorkey.claim_provisioning($1, $2, $3); $$;
-revoke all on function public.claim_provisioning(uuid, integer, text) from public, anon, authenticated, service_role;
-grant execute on function public.claim_provisioning(uuid, integer, text) to service_role;
+as $$ select * from doorkey.claim_provisioning($1, $2, $3, $4); $$;
+revoke all on function public.claim_provisioning(uuid, integer, text, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.claim_provisioning(uuid, integer, text, text) to service_role;
 
 -- The row, locked, if this attempt still holds it. An expired lease that nobody took over is still held: nobody
 -- else did anything.

@@ -85,29 +85,30 @@ revoke all on function doorkey.use_proof(text, text[], text, bigint, text)
 
 -- Takes the lease on the row of one's own. How much they are welcomed with is decided here, as ever.
 create or replace function doorkey.claim_my_provisioning(
-  p_lease_seconds integer, p_request_id text, p_proof_id text, p_proof_expires_at bigint, p_proof text
+  p_lease_seconds integer, p_request_id text, p_chance text, p_proof_id text, p_proof_expires_at bigint,
+  p_proof text
 ) returns setof doorkey.provisioning_claim
 language sql security definer set search_path = ''
 as $$
   select * from doorkey.claim_provisioning(
     doorkey.use_proof(
       'claim_my_provisioning',
-      array[p_lease_seconds::text, p_request_id],
+      array[p_lease_seconds::text, p_request_id, p_chance],
       p_proof_id, p_proof_expires_at, p_proof),
-    p_lease_seconds, p_request_id);
+    p_lease_seconds, p_request_id, p_chance);
 $$;
-revoke all on function doorkey.claim_my_provisioning(integer, text, text, bigint, text)
+revoke all on function doorkey.claim_my_provisioning(integer, text, text, text, bigint, text)
   from public, anon, authenticated, service_role;
-grant execute on function doorkey.claim_my_provisioning(integer, text, text, bigint, text) to authenticated;
+grant execute on function doorkey.claim_my_provisioning(integer, text, text, text, bigint, text) to authenticated;
 
 create or replace function public.claim_my_provisioning(
-  lease_seconds integer, request_id text, proof_id text, proof_expires_at bigint, proof text
+  lease_seconds integer, request_id text, chance text, proof_id text, proof_expires_at bigint, proof text
 ) returns setof doorkey.provisioning_claim
 language sql set search_path = ''
-as $$ select * from doorkey.claim_my_provisioning($1, $2, $3, $4, $5); $$;
-revoke all on function public.claim_my_provisioning(integer, text, text, bigint, text)
+as $$ select * from doorkey.claim_my_provisioning($1, $2, $3, $4, $5, $6); $$;
+revoke all on function public.claim_my_provisioning(integer, text, text, text, bigint, text)
   from public, anon, authenticated, service_role;
-grant execute on function public.claim_my_provisioning(integer, text, text, bigint, text) to authenticated;
+grant execute on function public.claim_my_provisioning(integer, text, text, text, bigint, text) to authenticated;
 
 create or replace function doorkey.finish_my_provisioning(
   p_attempt integer, p_key_hash text, p_key_name text, p_key_label text, p_limit_micros bigint, p_sealed_secret text,

@@ -180,7 +180,7 @@ def by_sql(*statements: str) -> Break:
     return do
 
 
-CLAIM = "function public.claim_provisioning(uuid, integer, text)"
+CLAIM = "function public.claim_provisioning(uuid, integer, text, text)"
 # What is wrong in the database: how it comes about, the one line that is accused and how, what mends it.
 WRONG_DATABASES: dict[str, tuple[Break, str, str, str]] = {
     "nobody may claim": (

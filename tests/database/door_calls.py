@@ -96,6 +96,7 @@ class Call:
         "hold_not_found",
         "proof_invalid",
         "nonce_invalid",
+        "days_out_of_range",
         "null",
         "true",
     ]
@@ -111,6 +112,7 @@ REFUSALS = {
     "hold_not_found": 404,
     "proof_invalid": 403,
     "nonce_invalid": 422,
+    "days_out_of_range": 422,
 }
 
 _CALLS = {
@@ -118,7 +120,7 @@ _CALLS = {
     "my_transactions": Call((None, None, None, None, None, 10), "rows"),
     "transactions_of": Call((NOBODY, None, None, None, None, None, 10), "nothing"),
     "create_my_profile": Call((), "true"),
-    "claim_provisioning": Call((NOBODY, 60, "door"), "nothing"),
+    "claim_provisioning": Call((NOBODY, 60, "door", "lazy"), "nothing"),
     "finish_provisioning": Call((NOBODY, 1, "0" * 64, "door", None, 1, "v1.k1.AAAA", "door"), "lease_lost"),
     "finish_key_update": Call((NOBODY, 1, "0" * 64, 1, True, 0, "door"), "lease_lost"),
     "finish_key_deletion": Call((NOBODY, 1, "0" * 64, "door"), "lease_lost"),
@@ -136,6 +138,7 @@ _CALLS = {
     "preview_backfill": Call((None, NOBODY, None, None, 0), "page_out_of_range"),
     "backfill_users": Call((None, NOBODY, None, None, 0, 1, "door"), "page_out_of_range"),
     "backfill_progress": Call((), "progress"),
+    "signup_report": Call(("2026-01-02", "2026-01-01"), "days_out_of_range"),
     "connection": Call((), "rows"),
     "store_connection": Call(("nowhere", "door", None, "door"), "webhook_url_invalid"),
     "count_sealed_secrets": Call((), "rows"),
@@ -159,6 +162,7 @@ _CALLS |= {
     "list_transactions": _CALLS["transactions_of"],
     "get_doorkey_health": _CALLS["health"],
     "get_backfill_progress": _CALLS["backfill_progress"],
+    "report_signups": _CALLS["signup_report"],
     "get_doorkey_connection": _CALLS["connection"],
     "store_doorkey_connection": _CALLS["store_connection"],
 }

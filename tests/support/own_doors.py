@@ -33,7 +33,7 @@ OWN_DOORS: dict[str, Rpc] = {
 }
 # What each would take from a user without a key, or with a claim that is under way; `hold_id` is nobody's.
 SAMPLES: dict[str, Arguments] = {
-    "claim_my_provisioning": {"lease_seconds": 60, "request_id": "r"},
+    "claim_my_provisioning": {"lease_seconds": 60, "request_id": "r", "chance": "lazy"},
     "finish_my_provisioning": {
         "attempt": 1,
         "key_hash": key_hash("mine"),

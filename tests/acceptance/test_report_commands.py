@@ -1,0 +1,146 @@
+"""`doorkey report ...` as an operator runs it, against the running stack."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import sys
+import uuid
+from datetime import date
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console, RenderableType
+
+from functions import sweep
+from functions.clients.outside import build_clients
+from functions.kit.settings import Settings
+from functions.signups.store import SignupDay
+from infra.cli.report_signups import plot_of, sentence_of, table_of
+from infra.local.stack import CHECKOUT, Stack
+from tests.support.people import insert_person, token_for, until_state
+from tests.support.scenes import Scene
+
+
+async def report(stack: Stack, *words: str, **settings: str) -> tuple[int, str, str]:
+    """The command's exit code, what it printed, and what it said beside it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "infra.cli.main",
+        "report",
+        *words,
+        cwd=CHECKOUT,
+        env={"PATH": os.environ["PATH"], "COLUMNS": "120", **stack.functions_environment, **settings},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, beside = await process.communicate()
+    return process.returncode or 0, printed.decode(), beside.decode()
+
+
+async def today(stack: Stack) -> dict[str, Any]:
+    code, printed, _ = await report(stack, "signups", "--days", "1", "--json")
+    assert code == 0
+    (day,) = json.loads(printed)
+    assert isinstance(day, dict)
+    return day
+
+
+async def due_unnoticed(stack: Stack, http: httpx.AsyncClient) -> Scene:
+    """Somebody who is due, of whom no hint was sent."""
+    scene = Scene(stack, http, uuid.uuid4())
+    await scene.sql("insert into auth.users (id, email) values (%s, %s)", scene.user_id, f"{scene.user_id}@example.com")
+    await scene.sql("update doorkey.provisioning set state = 'due' where user_id = %s", scene.user_id)
+    return scene
+
+
+async def test_each_of_the_three_chances_is_counted_as_itself(stack: Stack, http: httpx.AsyncClient) -> None:
+    before = await today(stack)
+    hinted = await insert_person(stack)
+    await until_state(stack, hinted.user_id)
+    asking, swept = [await due_unnoticed(stack, http) for _ in range(2)]
+    headers = {"Authorization": f"Bearer {token_for(stack, asking.user_id)}"}
+    answer = await http.get(f"{stack.functions_url}/v1/me", headers=headers)
+    assert answer.status_code == 200, answer.text
+    settings = Settings.from_environment(stack.functions_environment)
+    clients = build_clients(settings)
+    async with clients.http:
+        await sweep.build(settings, clients)({"source": "aws.events", "detail-type": "Scheduled Event"})
+    assert (await swept.row())["state"] == "ready"
+    after = await today(stack)
+    if after["day"] != before["day"]:
+        pytest.skip("midnight came in between")
+    grown = {kind: after[kind] - before[kind] for kind in ("eager", "lazy", "by_sweep")}
+    assert (grown["eager"], grown["lazy"]) == (1, 1)
+    # A sweep also works on whom other tests left.
+    assert grown["by_sweep"] >= 1
+    assert after["success_rate"] is not None
+
+
+async def test_the_report_is_a_table_a_plot_and_a_sentence(stack: Stack) -> None:
+    await until_state(stack, (await insert_person(stack)).user_id)
+    code, printed, _ = await report(stack, "signups", "--days", "2")
+    assert code == 0, printed
+    assert "under way" in printed
+    assert "█" in printed
+    assert re.search(r"^\d+ signups within 2 days; \d+ of the \d+ who were to have a key", printed, re.MULTILINE)
+    assert "@" not in printed
+
+
+async def test_a_wrong_key_is_a_sentence_and_no_traceback(stack: Stack) -> None:
+    code, printed, beside = await report(stack, "signups", "--json", SUPABASE_SECRET_KEY="sb_secret_" + "0" * 32)
+    assert code == 1
+    assert printed == ""
+    assert "service_key_rejected" in beside
+    assert "Traceback" not in beside
+    assert "sb_secret_" not in beside
+
+
+@pytest.mark.parametrize("days", ["0", "367", "x"])
+async def test_days_that_make_no_report_are_refused(stack: Stack, days: str) -> None:
+    code, _, beside = await report(stack, "signups", "--days", days)
+    assert (code, "--days" in beside) == (2, True)
+
+
+# -- what is drawn, from figures ---------------------------------------------------------------------------------------
+
+
+def drawn(*shown: RenderableType) -> str:
+    console = Console(width=120, file=io.StringIO(), force_terminal=False)
+    for thing in shown:
+        console.print(thing)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_bars_are_as_long_as_the_days_are_busy_and_every_part_has_its_letter() -> None:
+    days = [
+        SignupDay(date(2026, 3, 1), signups=60, eager=30, lazy=10, by_sweep=10, dead=10),
+        SignupDay(date(2026, 3, 2), signups=30, eager=30),
+        SignupDay(date(2026, 3, 3)),
+    ]
+    plot = drawn(plot_of(days))
+    assert f"03-01 {'█' * 30}{'▓' * 10}{'▒' * 10}{'x' * 10} 60" in plot
+    assert f"03-02 {'█' * 30} 30" in plot
+    assert re.search(r"03-03 +0$", plot, re.MULTILINE)
+    assert "given up" in plot
+    assert "waiting" not in plot
+
+
+def test_no_signups_are_a_sentence() -> None:
+    days = [SignupDay(date(2026, 3, 1)), SignupDay(date(2026, 3, 2))]
+    assert sentence_of(days) == "Nobody has signed up within 2 days."
+    assert "2026" not in drawn(table_of(days))
+
+
+def test_the_rate_is_of_those_who_were_to_have_a_key_and_never_rounded_up() -> None:
+    waiting = SignupDay(date(2026, 3, 1), signups=5, waiting=5)
+    assert waiting.success_rate is None
+    nearly = SignupDay(date(2026, 3, 2), signups=100_000, eager=99_999, dead=1)
+    assert "99.9 %" in drawn(table_of([nearly]))
+    assert "have had one: 99.9 %." in sentence_of([waiting, nearly])
