@@ -10,12 +10,13 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from functions.accounts import answers, transactions
+from functions.accounts import answers, transactions, usage
 from functions.accounts.arrivals import Arrivals, is_pending
 from functions.accounts.store import request_rotation, reveal_key
 from functions.clients.outside import Clients, build_clients
 from functions.health.checks import Check, worst_of
 from functions.health.examination import examine
+from functions.kit.clock import system_clock
 from functions.kit.errors import BodyTooLarge, ProfileNotFound
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
@@ -178,6 +179,12 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
             return page
         following = {transactions.NEXT_CURSOR_HEADER: page.next_cursor} if page.next_cursor else {}
         return Response(transactions.csv_of(page), media_type=csv_text.MEDIA_TYPE, headers=following)
+
+    @app.get("/v1/usage", summary="What I was charged, by day and model, the newest day first")
+    async def my_usage(
+        session: Annotated[Session, Depends(current_session)], query: Annotated[usage.UsageQuery, Query()]
+    ) -> usage.UsagePage:
+        return await usage.list_usage(clients.supabase, session, query, system_clock())
 
     @app.post("/v1/auth/signup", summary="Sign up: passed on to Supabase Auth, whose answer comes back unchanged")
     async def sign_up(request: Request) -> Response:

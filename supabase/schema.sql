@@ -950,6 +950,21 @@ revoke all on function "public"."finish_provisioning"(uuid, integer, text, text,
 
 grant execute on function "public"."finish_provisioning"(uuid, integer, text, text, text, bigint, text, text) to "service_role";
 
+-- public.get_account
+
+create or replace function public.get_account (
+  user_id uuid
+)
+  returns jsonb
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select doorkey.account_of($1); $function$;
+
+revoke all on function "public"."get_account"(uuid) from public;
+
+grant execute on function "public"."get_account"(uuid) to "service_role";
+
 -- public.get_backfill_progress
 
 create or replace function public.get_backfill_progress()
@@ -1020,6 +1035,55 @@ create or replace function public.get_my_account()
 revoke all on function "public"."get_my_account"() from public;
 
 grant execute on function "public"."get_my_account"() to "authenticated";
+
+-- public.get_my_usage
+
+create or replace function public.get_my_usage (
+  first_day   date,
+  last_day    date,
+  after_day   date,
+  after_model text,
+  usage_rows  integer
+)
+  returns table (
+    day            date,
+    model          text,
+    calls          bigint,
+    charged_micros bigint
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.my_usage($1, $2, $3, $4, $5); $function$;
+
+revoke all on function "public"."get_my_usage"(date, date, date, text, integer) from public;
+
+grant execute on function "public"."get_my_usage"(date, date, date, text, integer) to "authenticated";
+
+-- public.get_usage
+
+create or replace function public.get_usage (
+  user_id     uuid,
+  first_day   date,
+  last_day    date,
+  after_day   date,
+  after_model text,
+  usage_rows  integer
+)
+  returns table (
+    day            date,
+    model          text,
+    calls          bigint,
+    charged_micros bigint
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.usage_of($1, $2, $3, $4, $5, $6); $function$;
+
+revoke all on function "public"."get_usage"(uuid, date, date, date, text, integer) from public;
+
+grant execute on function "public"."get_usage"(uuid, date, date, date, text, integer) to "service_role";
 
 -- public.hold_my_provisioning
 
@@ -1560,6 +1624,15 @@ create or replace function doorkey.account_of (
         'granted_micros', (
           select coalesce(sum(l.amount_micros), 0) from doorkey.credit_lots as l
            where l.user_id = a.user_id and (l.expires_at is null or l.expires_at > now())),
+        -- In the order in which they are spent. Together they are what is available and held.
+        'lots', (
+          select coalesce(jsonb_agg(to_jsonb(l) - 'n' order by l.n), '[]'::jsonb)
+            from (select row_number() over (order by l.priority, l.expires_at nulls last, l.id) as n, t.type,
+                         l.amount_micros, l.remaining_micros, l.expires_at, l.created_at as granted_at
+                    from doorkey.credit_lots as l
+                    join public.credit_transactions as t on t.id = l.transaction_id
+                   where l.user_id = a.user_id and l.remaining_micros > 0
+                   order by l.priority, l.expires_at nulls last, l.id limit 100) as l),
         'period_started_at', a.period_started_at, 'period_ends_at', a.period_ends_at,
         'created_at', a.created_at, 'updated_at', a.updated_at,
         'micros_per_credit', (select s.micros_per_credit from doorkey.settings as s))
@@ -1581,6 +1654,8 @@ create or replace function doorkey.account_of (
 $function$;
 
 revoke all on function "doorkey"."account_of"(uuid) from public;
+
+grant execute on function "doorkey"."account_of"(uuid) to "service_role";
 
 -- doorkey.applied_migrations
 
@@ -3227,6 +3302,31 @@ grant execute
   on function "doorkey"."my_transactions"(text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
   to "authenticated";
 
+-- doorkey.my_usage
+
+create or replace function doorkey.my_usage (
+  p_first_day   date,
+  p_last_day    date,
+  p_after_day   date,
+  p_after_model text,
+  p_rows        integer
+)
+  returns table (
+    day            date,
+    model          text,
+    calls          bigint,
+    charged_micros bigint
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$ select * from doorkey.usage_of((select auth.uid()), $1, $2, $3, $4, $5); $function$;
+
+revoke all on function "doorkey"."my_usage"(date, date, date, text, integer) from public;
+
+grant execute on function "doorkey"."my_usage"(date, date, date, text, integer) to "authenticated";
+
 -- doorkey.next_key_action
 
 create or replace function doorkey.next_key_action (
@@ -4854,6 +4954,62 @@ end
 $function$;
 
 revoke all on function "doorkey"."usable_key"(uuid, text) from public;
+
+-- doorkey.usage_of
+
+create or replace function doorkey.usage_of (
+  p_user_id     uuid,
+  p_first_day   date,
+  p_last_day    date,
+  p_after_day   date,
+  p_after_model text,
+  p_rows        integer
+)
+  returns table (
+    day            date,
+    model          text,
+    calls          bigint,
+    charged_micros bigint
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  c_max_days constant integer := 92;
+  v_day date := least(p_last_day, p_after_day);
+  v_left integer := p_rows;
+  v_found integer;
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  if (p_last_day - p_first_day between 0 and c_max_days - 1) is not true then
+    raise sqlstate 'PT422' using message = 'span_out_of_range', hint = format('Ask for 1 to %s days.', c_max_days);
+  end if;
+  while v_left > 0 and v_day >= p_first_day loop
+    return query
+      select v_day, nullif(u.name, ''), u.calls, u.charged
+        from (select coalesce(t.model, '') collate "C" as name, count(*) as calls,
+                     (-sum(t.amount_micros))::bigint as charged
+                from public.credit_transactions as t
+               where t.user_id = p_user_id and t.type = 'usage'
+                 and t.created_at >= v_day::timestamp at time zone 'UTC'
+                 and t.created_at < (v_day + 1)::timestamp at time zone 'UTC'
+               group by 1) as u
+       where v_day is distinct from p_after_day or u.name > p_after_model
+       order by u.name limit v_left;
+    get diagnostics v_found = row_count;
+    v_left := v_left - v_found;
+    v_day := v_day - 1;
+  end loop;
+end
+$function$;
+
+revoke all on function "doorkey"."usage_of"(uuid, date, date, date, text, integer) from public;
+
+grant execute on function "doorkey"."usage_of"(uuid, date, date, date, text, integer) to "service_role";
 
 -- doorkey.use_proof
 

@@ -27,6 +27,16 @@ class Key(BaseModel):
     created_at: datetime
 
 
+class Lot(BaseModel):
+    """Credits that were given at once, and last as long."""
+
+    type: str = Field(description="What gave them: purchase, bonus, renewal, ...")
+    amount_micros: int = Field(description="As many they were, in micro-dollars.")
+    remaining_micros: int = Field(description="As many are left, what is held among them.")
+    expires_at: datetime | None = Field(description="Null: never.")
+    granted_at: datetime
+
+
 class Balance(BaseModel):
     """What the caller may spend."""
 
@@ -37,6 +47,7 @@ class Balance(BaseModel):
     credits: Decimal = Field(description="available_micros in credits.")
     is_uncapped: bool = Field(description="Whether the plan bills afterwards instead of spending credits.")
     period_ends_at: datetime | None
+    lots: list[Lot] = Field(description="What available and held are made of, in the order of spending; the first 100.")
 
 
 class Me(BaseModel):
@@ -138,6 +149,7 @@ def balance_of(account: dict[str, Any]) -> Balance | None:
         credits=in_credits(purse["available_micros"], purse["micros_per_credit"]),
         is_uncapped=purse["is_uncapped"],
         period_ends_at=purse["period_ends_at"],
+        lots=[Lot.model_validate(lot) for lot in purse["lots"]],
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from functions.clients.supabase import DatabaseRefused, Rpc, Supabase
 from functions.kit.errors import KeyDisabled, NoKey, RotatedTooOften
 from functions.web.sessions import Session
 
-GET_MY_ACCOUNT = Rpc("get_my_account", (), "authenticated")
+GET_ACCOUNT = Rpc("get_account", ("user_id",), "service_role")
+GET_MY_ACCOUNT = Rpc("get_my_account", (), "authenticated", service_door=GET_ACCOUNT.name)
 REVEAL_KEY = Rpc("reveal_key", ("user_id", "request_id"), "service_role", own_door="reveal_my_key")
 REQUEST_ROTATION = Rpc(
     "request_key_rotation",
@@ -23,6 +24,9 @@ LIST_TRANSACTIONS = Rpc("list_transactions", ("user_id", *_PAGE_OF_TRANSACTIONS)
 LIST_MY_TRANSACTIONS = Rpc(
     "list_my_transactions", _PAGE_OF_TRANSACTIONS, "authenticated", service_door=LIST_TRANSACTIONS.name
 )
+_PAGE_OF_USAGE = ("first_day", "last_day", "after_day", "after_model", "usage_rows")
+GET_USAGE = Rpc("get_usage", ("user_id", *_PAGE_OF_USAGE), "service_role")
+GET_MY_USAGE = Rpc("get_my_usage", _PAGE_OF_USAGE, "authenticated", service_door=GET_USAGE.name)
 CREATE_MY_PROFILE = Rpc("create_my_profile", (), "authenticated")
 
 
@@ -86,6 +90,37 @@ async def list_my_transactions(
         "transaction_rows": rows,
     }
     return list(await database.call(LIST_MY_TRANSACTIONS, arguments, session=session))
+
+
+async def get_my_usage(
+    database: Supabase,
+    session: Session,
+    *,
+    first_day: date,
+    last_day: date,
+    after_day: date | None,
+    after_model: str | None,
+    rows: int,
+) -> list[dict[str, Any]]:
+    """What the caller was charged, by day and model, the newest day first.
+
+    Args:
+        database: the Data API.
+        session: whose.
+        first_day: in UTC.
+        last_day: in it too; at most 92 days in all.
+        after_day: with `after_model`, the last one that was seen; None: from the last day on.
+        after_model: see there; empty: no model.
+        rows: at most so many; 1 to 1000.
+    """
+    arguments = {
+        "first_day": first_day.isoformat(),
+        "last_day": last_day.isoformat(),
+        "after_day": after_day and after_day.isoformat(),
+        "after_model": after_model,
+        "usage_rows": rows,
+    }
+    return list(await database.call(GET_MY_USAGE, arguments, session=session))
 
 
 async def request_rotation(database: Supabase, session: Session, *, grace_seconds: int | None, request_id: str) -> None:

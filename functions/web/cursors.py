@@ -12,7 +12,7 @@ import json
 
 from functions.kit.errors import CursorInvalid
 
-MAX_CHARACTERS = 512
+MAX_CHARACTERS = 4_096
 
 Part = str | int | None
 

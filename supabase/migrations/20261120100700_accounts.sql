@@ -23,6 +23,15 @@ as $$
         'granted_micros', (
           select coalesce(sum(l.amount_micros), 0) from doorkey.credit_lots as l
            where l.user_id = a.user_id and (l.expires_at is null or l.expires_at > now())),
+        -- In the order in which they are spent. Together they are what is available and held.
+        'lots', (
+          select coalesce(jsonb_agg(to_jsonb(l) - 'n' order by l.n), '[]'::jsonb)
+            from (select row_number() over (order by l.priority, l.expires_at nulls last, l.id) as n, t.type,
+                         l.amount_micros, l.remaining_micros, l.expires_at, l.created_at as granted_at
+                    from doorkey.credit_lots as l
+                    join public.credit_transactions as t on t.id = l.transaction_id
+                   where l.user_id = a.user_id and l.remaining_micros > 0
+                   order by l.priority, l.expires_at nulls last, l.id limit 100) as l),
         'period_started_at', a.period_started_at, 'period_ends_at', a.period_ends_at,
         'created_at', a.created_at, 'updated_at', a.updated_at,
         'micros_per_credit', (select s.micros_per_credit from doorkey.settings as s))
@@ -43,6 +52,14 @@ as $$
   where u.id = p_user_id;
 $$;
 revoke all on function doorkey.account_of(uuid) from public, anon, authenticated, service_role;
+grant execute on function doorkey.account_of(uuid) to service_role;
+
+-- Anybody's, for operators; and one's own, where the publishable key is rejected.
+create or replace function public.get_account(user_id uuid) returns jsonb
+language sql stable set search_path = ''
+as $$ select doorkey.account_of($1); $$;
+revoke all on function public.get_account(uuid) from public, anon, authenticated, service_role;
+grant execute on function public.get_account(uuid) to service_role;
 
 create or replace function doorkey.my_account() returns jsonb
 language sql stable security definer set search_path = ''

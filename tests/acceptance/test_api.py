@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -102,12 +102,17 @@ async def test_the_balance_in_both_forms(stack: Stack, api: httpx.AsyncClient, p
     balance = (await api.get("/v1/credits/balance", headers=person.headers)).json()
     assert set(balance) == {
         "plan", "available_micros", "held_micros", "debt_micros", "credits", "is_uncapped", "period_ends_at",
+        "lots",
     }  # fmt: skip
     (account,) = await database_of(stack).rows(
         "select * from public.credit_accounts where user_id = %s", (person.user_id,)
     )
     assert balance["available_micros"] == account["available_micros"] == 5_000_000
     assert (balance["credits"], balance["plan"], balance["is_uncapped"]) == ("5", account["plan_id"], False)
+    (lot,) = balance["lots"]
+    assert (lot["type"], lot["amount_micros"], lot["remaining_micros"]) == ("bonus", 5_000_000, 5_000_000)
+    lasts = datetime.fromisoformat(lot["expires_at"]) - datetime.fromisoformat(lot["granted_at"])
+    assert lasts == timedelta(days=30)
     legacy = (await api.get("/api/v1/credits/balance", headers=person.headers)).json()
     assert set(legacy) == {
         "credits_remaining", "credits_allocated", "tier", "last_reset", "created_at", "updated_at",
@@ -290,8 +295,12 @@ async def test_a_key_that_was_given_up_is_shown_as_failed_and_a_disabled_one_as_
 async def test_a_rejected_key_of_ours_is_named_by_which_it_was(stack: Stack, person: Person) -> None:
     wrong_public = {"SUPABASE_PUBLISHABLE_KEY": "sb_publishable_of-nobody-at-all"}
     async with api_with(stack, wrong_public) as client:
-        assert_problem(await client.get("/v1/me", headers=person.headers), 503, "publishable_key_rejected")
+        for route in OWN_ROUTES:
+            assert (await client.get(route, headers=person.headers)).status_code == 200, route
     wrong = {"SUPABASE_SECRET_KEY": "sb_secret_of-nobody-at-all-here"}
+    async with api_with(stack, {**wrong, **wrong_public}) as client:
+        for route in OWN_ROUTES:
+            assert_problem(await client.get(route, headers=person.headers), 503, "publishable_key_rejected")
     async with api_with(stack, wrong) as client:
         for route in OWN_ROUTES:
             assert (await client.get(route, headers=person.headers)).status_code == 200, route

@@ -209,7 +209,7 @@ async def test_the_description_is_openapi(description: dict[str, Any]) -> None:
 async def test_the_description_lists_the_routes_that_there_are(description: dict[str, Any]) -> None:
     assert {(path, method) for path, methods in description["paths"].items() for method in methods} == {
         ("/v1/me", "get"), ("/v1/me/key", "get"), ("/v1/credits/balance", "get"), ("/api/v1/credits/balance", "get"),
-        ("/v1/credits/transactions", "get"),
+        ("/v1/credits/transactions", "get"), ("/v1/usage", "get"),
         ("/v1/me/key/rotate", "post"), ("/v1/auth/signup", "post"), ("/health", "get"), ("/health/ready", "get"),
     }  # fmt: skip
 
@@ -234,4 +234,4 @@ async def test_every_answer_is_as_described(stack: Stack, http: httpx.AsyncClien
         validator.validate(answer.json())
         checked.add((path, answer.status_code))
     assert ("/v1/me/key", 202) in checked
-    assert len(checked) == 8
+    assert len(checked) == 9

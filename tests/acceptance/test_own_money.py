@@ -177,14 +177,59 @@ async def test_nobody_sees_anybody_elses(stack: Stack, api: httpx.AsyncClient, p
     assert await walk(api, other, **claimed) == [mine]
 
 
-async def test_either_key_will_do(stack: Stack, api: httpx.AsyncClient, person: Person) -> None:
-    told = (await api.get(TRANSACTIONS, headers=person.headers)).json()
+USAGE = "/v1/usage"
+
+
+async def test_my_usage_by_day_and_model(api: httpx.AsyncClient, person: Person) -> None:
+    asked = {"from": "2026-01-01", "to": "2026-01-31"}
+    whole = (await api.get(USAGE, params=asked, headers=person.headers)).json()
+    assert (whole["first_day"], whole["last_day"], whole["next_cursor"]) == ("2026-01-01", "2026-01-31", None)
+    assert [line["day"] for line in whole["usage"]] == [f"2026-01-0{day}" for day in range(7, 0, -1)]
+    assert whole["usage"][1] == {"day": "2026-01-06", "model": "@SUM(A1)", "calls": 18, "charged_micros": 0}
+    lines: list[dict[str, Any]] = []
+    cursor: dict[str, str] = {}
+    for _ in range(8):
+        page = (await api.get(USAGE, params={**asked, "limit": "2", **cursor}, headers=person.headers)).json()
+        lines += page["usage"]
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    assert lines == whole["usage"]
+    now = datetime.now(UTC).date()
+    month = (await api.get(USAGE, headers=person.headers)).json()
+    assert month["first_day"] == now.replace(day=1).isoformat()
+    assert (month["last_day"], month["usage"]) == (now.isoformat(), [])
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ({"from": "2026-01-02", "to": "2026-01-01"}, 422, "span_out_of_range"),
+        ({"from": "2026-01-01", "to": "2026-04-03"}, 422, "span_out_of_range"),
+        ({"from": "0001-01-01", "to": "9999-12-31"}, 422, "span_out_of_range"),
+        ({"from": "yesterday"}, 400, "request_invalid"), ({"to": "10000-01-01"}, 400, "request_invalid"),
+        ({"limit": "201"}, 400, "request_invalid"), ({"limit": "0"}, 400, "request_invalid"),
+        ({"cursor": "x"}, 400, "cursor_invalid"), ({"cursor": made_up("usage", "soon", "")}, 400, "cursor_invalid"),
+        ({"cursor": made_up("usage", "2026-01-01", None)}, 400, "cursor_invalid"),
+        ({"cursor": made_up("usage", "2026-01-01", "a\0b")}, 400, "cursor_invalid"),
+        ({"cursor": made_up("transactions", "2026-01-01T00:00:00+00:00", 1)}, 400, "cursor_invalid"),
+    ],
+)  # fmt: skip
+async def test_usage_that_can_not_be_asked_for_is_refused_by_its_own_code(
+    api: httpx.AsyncClient, person: Person, query: dict[str, str], status: int, code: str
+) -> None:
+    assert_problem(await api.get(USAGE, params=query, headers=person.headers), status, code)
+
+
+@pytest.mark.parametrize("route", [TRANSACTIONS, f"{USAGE}?from=2026-01-01&to=2026-01-31"])
+async def test_either_key_will_do(stack: Stack, api: httpx.AsyncClient, person: Person, route: str) -> None:
+    told = (await api.get(route, headers=person.headers)).json()
     for changes in ({"SUPABASE_SECRET_KEY": WRONG_KEY}, {"SUPABASE_PUBLISHABLE_KEY": WRONG_PUBLIC}):
         async with api_with(stack, changes) as client:
-            assert (await client.get(TRANSACTIONS, headers=person.headers)).json() == told
+            assert (await client.get(route, headers=person.headers)).json() == told
     both = {"SUPABASE_SECRET_KEY": WRONG_KEY, "SUPABASE_PUBLISHABLE_KEY": WRONG_PUBLIC}
     async with api_with(stack, both) as client:
-        assert_problem(await client.get(TRANSACTIONS, headers=person.headers), 503, "publishable_key_rejected")
+        assert_problem(await client.get(route, headers=person.headers), 503, "publishable_key_rejected")
 
 
 async def test_the_newest_are_from_today(api: httpx.AsyncClient, person: Person) -> None:

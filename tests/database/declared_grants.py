@@ -81,6 +81,9 @@ PAGE_OF_TRANSACTIONS = "timestamp with time zone, timestamp with time zone, time
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "public.get_my_account()": ("authenticated",),
     f"public.list_my_transactions(text[], {PAGE_OF_TRANSACTIONS})": ("authenticated",),
+    "public.get_account(uuid)": ("service_role",),
+    "public.get_usage(uuid, date, date, date, text, integer)": ("service_role",),
+    "public.get_my_usage(date, date, date, text, integer)": ("authenticated",),
     f"public.list_transactions(uuid, text[], {PAGE_OF_TRANSACTIONS})": ("service_role",),
     "public.create_my_profile()": ("authenticated",),
     "public.claim_my_provisioning(integer, text, text, text, bigint, text)": ("authenticated",),
@@ -133,6 +136,9 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "public.reseal_secrets(text[], text[], text[], text)": ("service_role",),
     "doorkey.my_account()": ("authenticated",),
     f"doorkey.my_transactions(text[], {PAGE_OF_TRANSACTIONS})": ("authenticated",),
+    "doorkey.account_of(uuid)": ("service_role",),
+    "doorkey.usage_of(uuid, date, date, date, text, integer)": ("service_role",),
+    "doorkey.my_usage(date, date, date, text, integer)": ("authenticated",),
     f"doorkey.transactions_of(uuid, text[], {PAGE_OF_TRANSACTIONS})": ("service_role",),
     "doorkey.create_my_profile()": ("authenticated",),
     "doorkey.claim_my_provisioning(integer, text, text, text, bigint, text)": ("authenticated",),
@@ -186,7 +192,6 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.list_sealed_secrets(text, text, integer)": ("service_role",),
     "doorkey.reseal_secrets(text[], text[], text[], text)": ("service_role",),
     # Nobody's but ours.
-    "doorkey.account_of(uuid)": (),
     "doorkey.applied_migrations()": (),
     "doorkey.apply_entries()": (),
     "doorkey.backfill_ceiling()": (),

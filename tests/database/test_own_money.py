@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.credit_doors import Credits
 from tests.support.databases import Database, Row
 from tests.support.doors import Doors, refused
 
@@ -138,6 +139,90 @@ async def rows_read(database: Database, user_id: uuid.UUID, place: Row, kind: st
         assert len(found) == 20
         (row,) = await (await connection.execute(count)).fetchall()
         return int(row["fetched"])
+
+
+# What one was charged, by day and model
+
+
+async def charge(database: Database, user_id: uuid.UUID, at: str, model: str | None, micros: int) -> None:
+    """A usage transaction of that moment."""
+    await database.run(
+        """insert into public.credit_transactions
+             (user_id, type, amount_micros, idempotency_key, reason, actor, model, created_at)
+           values (%s, 'usage', %s, gen_random_uuid()::text, 'r', 'a', %s, %s)""",
+        (user_id, -micros, model, at),
+    )
+
+
+async def used(
+    database: Database, user_id: uuid.UUID, first: str | None, last: str | None, *, rows: int | None = 1000
+) -> list[tuple[str, str | None, int, int]]:
+    """Every line, page after page, by their own door."""
+    seen: list[tuple[str, str | None, int, int]] = []
+    for _ in range(MANY):
+        place = (seen[-1][0], seen[-1][1] or "") if seen else (None, None)
+        async with database.acting_as("authenticated", user_id) as connection:
+            found = await connection.execute(
+                "select * from public.get_my_usage(%s, %s, %s, %s, %s)", (first, last, *place, rows)
+            )
+            page = await found.fetchall()
+        seen += [(str(row["day"]), row["model"], row["calls"], row["charged_micros"]) for row in page]
+        if rows is None or len(page) < rows:
+            return seen
+    raise AssertionError("no end")
+
+
+@pytest.mark.parametrize("rows", [1000, 3, 2, 1])
+async def test_usage_is_summed_by_day_in_utc_and_model(database: Database, rows: int) -> None:
+    me, other = await database.insert_user(), await database.insert_user()
+    for user_id in (me, other):
+        await Doors(database).make_ready(user_id)
+    await charge(database, me, "2026-01-31T23:59:59.999999Z", "a/small", 1)
+    await charge(database, me, "2026-02-01T00:00:00Z", "a/small", 2)
+    await charge(database, me, "2026-02-01T23:30:00-01:00", "a/small", 4)
+    for model, micros in (("B/large", 8), ("a/small", 16), (None, 32), ("", 64), ("a/small", 128)):
+        await charge(database, me, "2026-02-03T12:00:00Z", model, micros)
+    await charge(database, me, "2026-02-05T00:00:00Z", "a/small", 256)
+    await charge(database, other, "2026-02-03T00:00:00Z", "a/small", 512)
+    assert await used(database, me, "2026-02-01", "2026-02-04", rows=rows) == [
+        ("2026-02-03", None, 2, 96), ("2026-02-03", "B/large", 1, 8), ("2026-02-03", "a/small", 2, 144),
+        ("2026-02-02", "a/small", 1, 4), ("2026-02-01", "a/small", 1, 2),
+    ]  # fmt: skip
+
+
+async def test_usage_is_of_1_to_92_days_and_1_to_1000_lines(database: Database) -> None:
+    me = await database.insert_user()
+    assert await used(database, me, "2026-01-01", "2026-04-02") == []
+    for first, last in (("2026-01-01", "2026-04-03"), ("2026-01-02", "2026-01-01"), (None, "2026-01-01"), (None, None)):
+        with refused("PT422", "span_out_of_range"):
+            await used(database, me, first, last)
+    for rows in (None, 0, 1001):
+        with refused("PT422", "page_out_of_range"):
+            await used(database, me, "2026-01-01", "2026-01-01", rows=rows)
+
+
+# What the balance is made of
+
+
+async def test_lots_stand_in_the_order_of_spending_and_sum_up_to_what_is_available_and_held(database: Database) -> None:
+    me = await database.insert_user()
+    await Doors(database).make_ready(me)
+    await Doors(database).grant(me, 1_000, "never ends")
+    await Credits(database).reserve(me, 300)
+    spent = await Credits(database).reserve(me, 5_000)
+    await Credits(database).settle(spent["hold_id"], 4_000)
+    account = (await database.rows("select doorkey.account_of(%s) as account", (me,)))[0]["account"]["credits"]
+    first, second = account["lots"]
+    assert set(first) == {"type", "amount_micros", "remaining_micros", "expires_at", "granted_at"}
+    assert (first["amount_micros"], first["remaining_micros"], second["remaining_micros"]) == (
+        5_000_000, 4_996_000, 1_000,
+    )  # fmt: skip
+    assert first["expires_at"] is not None
+    assert second["expires_at"] is None
+    assert first["remaining_micros"] + 1_000 == account["available_micros"] + account["held_micros"]
+    await database.run("update doorkey.credit_lots set remaining_micros = 0 where remaining_micros = 1000")
+    account = (await database.rows("select doorkey.account_of(%s) as account", (me,)))[0]["account"]["credits"]
+    assert len(account["lots"]) == 1, "what is spent is no lot any more"
 
 
 async def test_the_types_are_those_that_the_table_takes(database: Database) -> None:

@@ -240,6 +240,7 @@ OPERATIONS: dict[str, Operation] = {
     "`GET /v1/credits/balance`": _route("GET", "/v1/credits/balance"),
     "`GET /api/v1/credits/balance`": _route("GET", "/api/v1/credits/balance"),
     "`GET /v1/credits/transactions`": _route("GET", "/v1/credits/transactions"),
+    "`GET /v1/usage`": _route("GET", "/v1/usage"),
     "`GET /v1/me/key`": _route("GET", "/v1/me/key"),
     "`POST /v1/me/key/rotate`": _route("POST", "/v1/me/key/rotate"),
     "`GET /v1/me`, who has nothing yet": _route("GET", "/v1/me"),
