@@ -23,6 +23,8 @@ PROOF_WORDS = "proof_"
 INSUFFICIENT_PRIVILEGE = "42501"
 # Deadlock, serialization failure, lock not available, statement cancelled: rolled back, and worth another try.
 BUSY_CODES = ("40P01", "40001", "55P03", "57014")
+# Not a value of the argument's type, or more than it holds.
+BAD_VALUE_CODES = ("22P02", "22003")
 # A JWT that can't be verified, or whose claims don't hold: a legacy key that ran out is one of these too.
 BAD_TOKEN_CODES = ("PGRST301", "PGRST303")
 ANONYMOUS_DISABLED = "PGRST302"
@@ -68,6 +70,13 @@ class DatabaseBusy(SupabaseError):
 
     code = "database_busy"
     status = 503
+
+
+class ValueRefused(SupabaseError):
+    """The database does not understand what was asked: a value is not of the kind that belongs there.
+
+    Before any door is open. Whoever knows which value can only be meant says it in better words.
+    """
 
 
 class ServiceKeyRejected(SupabaseError):
@@ -170,6 +179,8 @@ def failure(response: httpx.Response, door: str, role: Role) -> SupabaseError | 
         return RlsDenied(where)
     if code in BUSY_CODES:
         return DatabaseBusy(where)
+    if code in BAD_VALUE_CODES:
+        return ValueRefused(where)
     if status == 401:
         verdict = _verdict(body, code, where, role)
         if verdict is not None:

@@ -27,6 +27,7 @@ from functions.clients.data_api import (
     SupabaseAnswerLost,
     SupabaseError,
     SupabaseUnreachable,
+    ValueRefused,
     body_of,
     failure,
     gateway_says,
@@ -50,6 +51,7 @@ __all__ = [
     "SupabaseAnswerLost",
     "SupabaseError",
     "SupabaseUnreachable",
+    "ValueRefused",
 ]
 
 CALLER_ADDRESS_HEADER = "Sb-Forwarded-For"

@@ -1,4 +1,5 @@
-"""The whole SQL vocabulary of credits: keep some for a call, charge what it cost, give back what it did not need.
+"""The whole SQL vocabulary of credits: keep some for a call, charge what it cost, give back what it did not need; and
+what an operator gives and takes.
 
 The surprising thing: a settlement is never refused for want of money, nor because its hold is over. What was spent was
 spent, and the user may come to owe it.
@@ -12,17 +13,22 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from functions.clients.supabase import Caller, DatabaseRefused, Json, Rpc, Supabase
+from functions.clients.supabase import Caller, DatabaseRefused, Json, Rpc, Supabase, ValueRefused
 from functions.kit.errors import (
+    AlreadyReversed,
     AmountOutOfRange,
     DoorkeyError,
     HoldNotFound,
     IdempotencyConflict,
+    IdempotencyKeyInvalid,
     InsufficientCredits,
     KeyDisabled,
     KeyReplaced,
     NoKey,
+    PostingInvalid,
     ProfileNotFound,
+    TransactionNotFound,
+    TransactionNotReversible,
 )
 
 RESERVE = Rpc(
@@ -39,16 +45,29 @@ SETTLE = Rpc(
 )
 RELEASE = Rpc("release_credits", ("hold_id", "request_id"), "service_role", own_door="release_my_hold")
 EXPIRE_HOLDS = Rpc("expire_holds", ("expired_rows", "request_id"), "service_role")
+POST = Rpc(
+    "post_credits",
+    ("user_id", "type", "amount_micros", "idempotency_key", "reason", "actor", "expires_at", "request_id"),
+    "service_role",
+)
+REVERSE = Rpc(
+    "reverse_transaction", ("transaction_id", "idempotency_key", "reason", "actor", "request_id"), "service_role"
+)
 
 _REFUSALS: tuple[type[DoorkeyError], ...] = (
+    AlreadyReversed,
     AmountOutOfRange,
     HoldNotFound,
     IdempotencyConflict,
+    IdempotencyKeyInvalid,
     InsufficientCredits,
     KeyDisabled,
     KeyReplaced,
     NoKey,
+    PostingInvalid,
     ProfileNotFound,
+    TransactionNotFound,
+    TransactionNotReversible,
 )
 _REFUSALS_BY_WORD = {refusal.code: refusal for refusal in _REFUSALS}
 
@@ -80,6 +99,21 @@ class Settlement:
     """
 
     charged_micros: int
+    owed_micros: int
+
+
+@dataclass(frozen=True)
+class Posting:
+    """Credits that an operator gave or took.
+
+    Attributes:
+        transaction_id: in the ledger.
+        available_after_micros: what the user could spend right after it.
+        owed_micros: what of it was spent already, so that the user came to owe it.
+    """
+
+    transaction_id: int
+    available_after_micros: int
     owed_micros: int
 
 
@@ -196,6 +230,81 @@ async def expire_holds(database: Supabase, *, expired_rows: int, request_id: str
     return int(await _call(database, EXPIRE_HOLDS, {"expired_rows": expired_rows, "request_id": request_id}))
 
 
+async def post(
+    database: Supabase,
+    user_id: UUID,
+    *,
+    type: str,  # noqa: A002  the ledger's word
+    amount_micros: int,
+    idempotency_key: str,
+    reason: str,
+    actor: str,
+    expires_at: datetime | None,
+    request_id: str,
+) -> Posting:
+    """Gives a user credits, or takes them; the next sweep has their key's limit follow.
+
+    Repeatable: the same key with the same content answers as it did the first time. (Who asks may be another one.)
+
+    Args:
+        database: the Data API.
+        user_id: whose credits.
+        type: purchase, bonus, refund or adjustment.
+        amount_micros: what to give; with a minus sign, to take. 1 to 10^12. A purchase is given.
+        idempotency_key: names this posting among those of its type, whoever's credits; 1 to 180 characters.
+        reason: for people, and shown to the user; 1 to 500 characters.
+        actor: who does it, for the ledger and the audit log.
+        expires_at: of what is given; None: it doesn't expire.
+        request_id: for the ledger and the audit log.
+
+    Raises:
+        ProfileNotFound: no such user.
+        AmountOutOfRange: zero, more than that, not whole, or no number.
+        PostingInvalid, IdempotencyKeyInvalid: another argument is missing or not possible.
+        IdempotencyConflict: the key names another posting.
+    """
+    (row,) = await _call(
+        database,
+        POST,
+        {
+            "user_id": str(user_id),
+            "type": type,
+            # As text: the database judges what is no number, and no fraction of one is lost on the way there.
+            "amount_micros": str(amount_micros),
+            "idempotency_key": idempotency_key,
+            "reason": reason,
+            "actor": actor,
+            "expires_at": expires_at.isoformat() if expires_at else None,
+            "request_id": request_id,
+        },
+    )
+    return Posting(**row)
+
+
+async def reverse(
+    database: Supabase, transaction_id: int, *, idempotency_key: str, reason: str, actor: str, request_id: str
+) -> Posting:
+    """Takes a whole grant back, once: what is left of it, and what is spent already is owed. Repeatable likewise.
+
+    Raises:
+        TransactionNotFound, TransactionNotReversible: it is none that gave credits, or they have left.
+        AlreadyReversed: under another key.
+        PostingInvalid, IdempotencyKeyInvalid, IdempotencyConflict: as for `post`.
+    """
+    (row,) = await _call(
+        database,
+        REVERSE,
+        {
+            "transaction_id": transaction_id,
+            "idempotency_key": idempotency_key,
+            "reason": reason,
+            "actor": actor,
+            "request_id": request_id,
+        },
+    )
+    return Posting(row["reversing_id"], row["available_after_micros"], row["owed_micros"])
+
+
 async def _call(database: Supabase, rpc: Rpc, arguments: Mapping[str, Json], session: Caller | None = None) -> Json:
     try:
         return await database.call(rpc, arguments, session=session)
@@ -204,3 +313,6 @@ async def _call(database: Supabase, rpc: Rpc, arguments: Mapping[str, Json], ses
         if named is None:
             raise
         raise named(refusal.private) from None
+    except ValueRefused as refusal:
+        # All else has the type that it must have: only an amount can be a fraction, too large or no number.
+        raise AmountOutOfRange(refusal.private) from None

@@ -13,12 +13,17 @@
     ├── ProfileNotFound           404  profile_not_found
     ├── NoKey                     404  no_key
     ├── HoldNotFound              404  hold_not_found
+    ├── TransactionNotFound       404  transaction_not_found
     ├── MethodNotAllowed          405  method_not_allowed
     ├── IdempotencyConflict       409  idempotency_conflict
     ├── KeyReplaced               409  key_replaced
+    ├── AlreadyReversed           409  already_reversed
+    ├── TransactionNotReversible  409  transaction_not_reversible
     ├── BodyTooLarge              413  body_too_large
     ├── AmountOutOfRange          422  amount_out_of_range
     ├── SpanOutOfRange            422  span_out_of_range
+    ├── IdempotencyKeyInvalid     422  idempotency_key_invalid
+    ├── PostingInvalid            422  posting_invalid
     ├── RotatedTooOften           429  rotated_too_often
     ├── InternalError             500  internal_error
     ├── SupabaseError                  (clients/supabase.py)
@@ -156,6 +161,27 @@ class HoldNotFound(DoorkeyError):
     status = 404
 
 
+class TransactionNotFound(DoorkeyError):
+    """There is no transaction of this number."""
+
+    code = "transaction_not_found"
+    status = 404
+
+
+class TransactionNotReversible(DoorkeyError):
+    """This transaction gave nobody credits, or all of them have left already: there is nothing to take back."""
+
+    code = "transaction_not_reversible"
+    status = 409
+
+
+class AlreadyReversed(DoorkeyError):
+    """This transaction was reversed before. It can be done once."""
+
+    code = "already_reversed"
+    status = 409
+
+
 class IdempotencyConflict(DoorkeyError):
     """This idempotency key was used for another request. Use a new key for a new request."""
 
@@ -174,6 +200,20 @@ class SpanOutOfRange(DoorkeyError):
     """This span of time is empty, or longer than may be asked for at once."""
 
     code = "span_out_of_range"
+    status = 422
+
+
+class IdempotencyKeyInvalid(DoorkeyError):
+    """An idempotency key is needed, of 1 to 180 characters."""
+
+    code = "idempotency_key_invalid"
+    status = 422
+
+
+class PostingInvalid(DoorkeyError):
+    """This posting can't be made: its type, its reason, who makes it or when it expires is missing or not possible."""
+
+    code = "posting_invalid"
     status = 422
 
 

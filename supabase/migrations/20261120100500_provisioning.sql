@@ -400,6 +400,7 @@ begin
        set state = case when v_wish.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
            due_at = coalesce(v_wish.changes_at, p.due_at), lease_expires_at = null, updated_at = now()
      where p.user_id = p_user_id;
+    perform doorkey.post_out_leaving(p_user_id);
     return;
   end if;
   if v_row.state = 'working' and v_row.failures + 1 >= 12 then
@@ -567,6 +568,7 @@ begin
   insert into doorkey.sealed_secrets (key_hash, sealed_secret) values (p_key_hash, p_sealed_secret);
   update doorkey.provisioning as p set key_hash = p_key_hash, rotation_grace_seconds = null where p.user_id = p_user_id;
   v_state := doorkey.settle_attempt(p_user_id);
+  perform doorkey.post_out_leaving(p_user_id);
   perform doorkey.lift_hold();
   perform doorkey.show_on_profile(p_user_id, 'active', p_key_name, p_limit_micros);
   perform doorkey.write_audit('provisioning', 'key.created', p_user_id, p_request_id,
@@ -615,6 +617,8 @@ begin
   if v_key.key_hash is null then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
+  -- What is leaving may leave now. Before the keys, in the order of locks; nothing begins to leave while the row is locked.
+  perform from public.credit_accounts as a where a.user_id = p_user_id and a.leaving_micros > 0 for no key update;
   update public.openrouter_user_keys as k
      set limit_micros = p_limit_micros,
          status = case when p_is_enabled then 'active' else 'disabled' end,
@@ -625,6 +629,7 @@ begin
   update public.openrouter_user_keys as k set confirm_at = null
    where k.user_id = p_user_id and k.confirm_at <= now() and p_key_hash in (k.key_hash, v_row.key_hash);
   v_state := doorkey.settle_attempt(p_user_id);
+  perform doorkey.post_out_leaving(p_user_id);
   perform doorkey.lift_hold();
   if v_key.key_hash = v_row.key_hash then
     perform doorkey.show_on_profile(
@@ -695,6 +700,8 @@ begin
   if v_key.key_hash is null or v_key.status = 'deleted' then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
+  -- As there.
+  perform from public.credit_accounts as a where a.user_id = p_user_id and a.leaving_micros > 0 for no key update;
   update doorkey.provisioning as p set key_hash = null, rotation_grace_seconds = null
    where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.
@@ -702,6 +709,7 @@ begin
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
    where k.key_hash = p_key_hash;
   v_state := doorkey.settle_attempt(p_user_id);
+  perform doorkey.post_out_leaving(p_user_id);
   perform doorkey.lift_hold();
   if v_key.key_hash = v_row.key_hash then
     perform doorkey.show_on_profile(

@@ -94,6 +94,7 @@ class Call:
         "webhook_url_invalid",
         "profile_not_found",
         "hold_not_found",
+        "transaction_not_found",
         "proof_invalid",
         "nonce_invalid",
         "days_out_of_range",
@@ -110,6 +111,7 @@ REFUSALS = {
     "webhook_url_invalid": 422,
     "profile_not_found": 404,
     "hold_not_found": 404,
+    "transaction_not_found": 404,
     "proof_invalid": 403,
     "nonce_invalid": 422,
     "days_out_of_range": 422,
@@ -153,6 +155,8 @@ _CALLS = {
     "release_hold": Call((NOBODY, NOBODY, "door"), "hold_not_found"),
     "release_credits": Call((NOBODY, "door"), "hold_not_found"),
     "expire_holds": Call((0, "door"), "page_out_of_range"),
+    "post_credits": Call((NOBODY, "bonus", 1, "door", "door", "door", None, "door"), "profile_not_found"),
+    "reverse_transaction": Call((0, "door", "door", "door", "door"), "transaction_not_found"),
 }
 # By hand, the doors that want a proof open to nobody.
 _CALLS |= {

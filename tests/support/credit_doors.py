@@ -45,6 +45,31 @@ class Credits:
             *(hold_id, Decimal(cost_micros) if isinstance(cost_micros, int) else cost_micros, generation_id),
         )
 
+    async def post(
+        self,
+        user_id: uuid.UUID,
+        amount_micros: object,
+        type: str | None = "adjustment",  # noqa: A002  the ledger's word
+        *,
+        key: str | None = None,
+        reason: str | None = "A reason",
+        actor: str | None = "an operator",
+        expires_at: object = None,
+    ) -> Row:
+        """What an operator gives or takes. `key`: by default a new one."""
+        return await self._row(
+            "select * from public.post_credits(%s, %s, %s, %s, %s, %s, %s, 'r')",
+            *(user_id, type, amount_micros, f"posting {next(_numbers)}" if key is None else key),
+            *(reason, actor, expires_at),
+        )
+
+    async def reverse(self, transaction_id: int, *, key: str | None = None, reason: str = "A mistake") -> Row:
+        """Takes a grant back."""
+        return await self._row(
+            "select * from public.reverse_transaction(%s, %s, %s, 'an operator', 'r')",
+            *(transaction_id, f"reversal {next(_numbers)}" if key is None else key, reason),
+        )
+
     async def release(self, hold_id: uuid.UUID) -> str:
         """Gives it back; the hold's state."""
         return str((await self._row("select public.release_credits(%s, 'r') as state", hold_id))["state"])
@@ -109,6 +134,8 @@ with entries as (
                     where h.user_id = a.user_id and h.state = 'open'), 0) as open_holds,
          coalesce((select sum(l.remaining_micros) from doorkey.credit_lots as l
                     where l.user_id = a.user_id), 0) as lots,
+         coalesce((select sum(g.taken_micros) from doorkey.credit_takings as g
+                    where g.user_id = a.user_id and g.left_transaction_id is null), 0) as takings,
          coalesce((select sum(h.cost_micros) from doorkey.credit_holds as h
                     where h.user_id = a.user_id), 0) as costs,
          coalesce((select sum(h.charged_micros) from doorkey.credit_holds as h
@@ -128,7 +155,9 @@ select b.user_id, r.rule, to_jsonb(b) as books
        and b.receivable_micros = -coalesce((b.by_account ->> 'receivable')::numeric, 0)),
     ('held is the sum of the open holds', b.held_micros = b.open_holds),
     ('lots are what is available or held', b.lots = b.available_micros + b.held_micros),
-    ('nothing is negative', least(b.available_micros, b.held_micros, b.debt_micros, b.receivable_micros) >= 0),
+    ('leaving is what was taken and is not posted out', b.leaving_micros = b.takings),
+    ('nothing is negative', least(b.available_micros, b.held_micros, b.leaving_micros, b.debt_micros,
+                                  b.receivable_micros) >= 0),
     ('who owes has nothing', b.debt_micros = 0 or b.available_micros = 0),
     ('every cost is charged', b.charges = coalesce((b.by_account ->> 'spent')::numeric, 0)
        and b.charges + b.remainder_micros = b.costs * b.markup),

@@ -1,0 +1,474 @@
+"""What operators give and take: once, written down, and gone from the ledger only when no key can spend it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.support.credit_doors import Credits
+from tests.support.databases import Database, Row
+from tests.support.doors import Doors, refused
+
+CREDITS = 1000
+CROWD = 16
+MARKUP = 2
+MAX_MICROS = 10**12
+LATER = datetime.now(UTC) + timedelta(days=3)
+
+
+@pytest.fixture
+async def credit_doors(database: Database) -> Credits:
+    await database.run("update public.plans set welcome_credits_micros = %s, markup = %s", (CREDITS, MARKUP))
+    return Credits(database)
+
+
+@pytest.fixture
+def doors(database: Database) -> Doors:
+    return Doors(database)
+
+
+@pytest.fixture
+async def user_id(credit_doors: Credits, doors: Doors) -> uuid.UUID:
+    """Somebody with a key."""
+    user_id = await credit_doors.database.insert_user()
+    await doors.make_ready(user_id)
+    return user_id
+
+
+async def leaving(credit_doors: Credits, user_id: uuid.UUID) -> int:
+    return int((await credit_doors.account(user_id))["leaving_micros"])
+
+
+async def entries(database: Database, transaction_id: int) -> dict[str, int]:
+    rows = await database.rows(
+        "select account, amount_micros from doorkey.ledger_entries where transaction_id = %s", (transaction_id,)
+    )
+    return {row["account"]: row["amount_micros"] for row in rows}
+
+
+async def welcome_id(database: Database, user_id: uuid.UUID) -> int:
+    return int(
+        await database.value(
+            "select id from public.credit_transactions where user_id = %s and type = 'bonus'", (user_id,)
+        )
+    )
+
+
+# -- giving -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("type_", ["purchase", "bonus", "refund", "adjustment"])
+async def test_credits_of_every_type_reach_the_balance_the_ledger_and_the_keys_limit(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID, type_: str
+) -> None:
+    posting = await credit_doors.post(user_id, 500, type_, expires_at=LATER)
+    assert (posting["available_after_micros"], posting["owed_micros"]) == (CREDITS + 500, 0)
+    assert await entries(credit_doors.database, posting["transaction_id"]) == {"available": 500, "granted": -500}
+    (lot,) = await credit_doors.database.rows(
+        "select * from doorkey.credit_lots where transaction_id = %s", (posting["transaction_id"],)
+    )
+    assert (lot["remaining_micros"], lot["expires_at"]) == (500, LATER)
+    assert (await doors.claimed(user_id))["limit_micros"] == (CREDITS + 500) // MARKUP
+    assert await credit_doors.broken_rules() == []
+
+
+@pytest.mark.parametrize("amount", [500, -500])
+async def test_every_posting_writes_who_what_before_and_after(
+    credit_doors: Credits, user_id: uuid.UUID, amount: int
+) -> None:
+    posting = await credit_doors.post(user_id, amount, key="p")
+    await credit_doors.post(user_id, amount, key="p")
+    (line,) = await credit_doors.database.rows("select * from doorkey.audit_log where action = 'credits.posted'")
+    assert (line["actor"], line["user_id"], line["request_id"]) == ("an operator", user_id, "r")
+    assert line["detail"] == {
+        "transaction_id": posting["transaction_id"],
+        "type": "adjustment",
+        "amount_micros": amount,
+        "reason": "A reason",
+        "available_before_micros": CREDITS,
+        "available_after_micros": CREDITS + amount,
+        "debt_before_micros": 0,
+        "debt_after_micros": 0,
+    }
+
+
+@pytest.mark.parametrize("amount", [500, -500, -1500])
+async def test_a_repeated_posting_answers_as_the_first_did_whatever_happened_since(
+    credit_doors: Credits, user_id: uuid.UUID, amount: int
+) -> None:
+    first = await credit_doors.post(user_id, amount, key="p")
+    await credit_doors.post(user_id, 70)
+    balances = await credit_doors.balances(user_id)
+    # Another operator, who did not know.
+    assert await credit_doors.post(user_id, amount, key="p", actor="another") == first
+    assert await credit_doors.balances(user_id) == balances
+
+
+async def test_a_grant_that_has_expired_since_is_still_known(credit_doors: Credits, user_id: uuid.UUID) -> None:
+    first = await credit_doors.post(user_id, 5, key="p", expires_at=LATER)
+    past = LATER - timedelta(days=9)
+    await credit_doors.database.run(
+        "update doorkey.credit_lots set expires_at = %s where expires_at = %s", (past, LATER)
+    )
+    assert await credit_doors.post(user_id, 5, key="p", expires_at=past) == first
+
+
+@pytest.mark.parametrize("amount", [5, -5])
+async def test_a_key_of_a_posting_is_not_used_for_other_content(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID, amount: int
+) -> None:
+    await credit_doors.post(user_id, amount, key="p")
+    other = await credit_doors.database.insert_user()
+    await doors.make_ready(other)
+    balances = [await credit_doors.balances(anybody) for anybody in (user_id, other)]
+    for conflict in (
+        credit_doors.post(user_id, amount + 1, key="p"),
+        credit_doors.post(user_id, -amount, key="p"),
+        credit_doors.post(user_id, amount, key="p", reason="Another"),
+        credit_doors.post(other, amount, key="p"),
+    ):
+        with refused("PT409", "idempotency_conflict"):
+            await conflict
+    if amount > 0:
+        with refused("PT409", "idempotency_conflict"):
+            await credit_doors.post(user_id, amount, key="p", expires_at=LATER)
+    assert [await credit_doors.balances(anybody) for anybody in (user_id, other)] == balances
+
+
+@pytest.mark.parametrize("amount", [5, -5])
+async def test_the_same_posting_many_times_at_once_is_one(
+    credit_doors: Credits, user_id: uuid.UUID, amount: int
+) -> None:
+    answers = await asyncio.gather(*(credit_doors.post(user_id, amount, key="p") for _ in range(CROWD)))
+    assert all(answer == answers[0] for answer in answers)
+    assert await credit_doors.balances(user_id) == (CREDITS + amount, 0, 0)
+
+
+async def test_what_operators_call_their_postings_is_never_taken_for_ours(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID
+) -> None:
+    newcomer = await credit_doors.database.insert_user()
+    await credit_doors.post(user_id, 1, "bonus", key=f"welcome:{newcomer}")
+    await doors.make_ready(newcomer)
+    assert await credit_doors.balances(newcomer) == (CREDITS, 0, 0)
+    taken = await credit_doors.post(user_id, -1)
+    for number in range(10):
+        await credit_doors.post(user_id, 1, key=f"left:{taken['transaction_id'] + number}")
+    await doors.finish_key_update(await doors.claimed(user_id))
+    assert await leaving(credit_doors, user_id) == 0
+
+
+REFUSED: dict[str, tuple[str, dict[str, object]]] = {
+    "nothing": ("amount_out_of_range", {"amount_micros": 0}),
+    "no amount": ("amount_out_of_range", {"amount_micros": None}),
+    "too much": ("amount_out_of_range", {"amount_micros": MAX_MICROS + 1}),
+    "too much to take": ("amount_out_of_range", {"amount_micros": -MAX_MICROS - 1}),
+    "the least that a bigint holds": ("amount_out_of_range", {"amount_micros": -(2**63)}),
+    "a negative purchase": ("amount_out_of_range", {"amount_micros": -1, "type": "purchase"}),
+    "usage": ("posting_invalid", {"type": "usage"}),
+    "a renewal": ("posting_invalid", {"type": "renewal"}),
+    "no type": ("posting_invalid", {"type": None}),
+    "no key": ("idempotency_key_invalid", {"key": ""}),
+    "a long key": ("idempotency_key_invalid", {"key": "k" * 181}),
+    "no reason": ("posting_invalid", {"reason": None}),
+    "an empty reason": ("posting_invalid", {"reason": ""}),
+    "a long reason": ("posting_invalid", {"reason": "r" * 501}),
+    "nobody": ("posting_invalid", {"actor": None}),
+    "expired at once": ("posting_invalid", {"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}),
+    "what is taken expires": ("posting_invalid", {"amount_micros": -1, "expires_at": LATER}),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+async def test_what_cannot_be_posted_is_refused_by_name(credit_doors: Credits, user_id: uuid.UUID, what: str) -> None:
+    word, arguments = REFUSED[what]
+    with refused("PT422", word):
+        await credit_doors.post(user_id, **({"amount_micros": 1} | arguments))  # type: ignore[arg-type]
+    assert await credit_doors.balances(user_id) == (CREDITS, 0, 0)
+
+
+async def test_the_bounds_themselves_are_taken_and_nobody_is_refused_by_name(
+    credit_doors: Credits, user_id: uuid.UUID
+) -> None:
+    await credit_doors.post(user_id, MAX_MICROS, "purchase", key="k" * 180, reason="r" * 500, actor="a" * 200)
+    await credit_doors.post(user_id, -MAX_MICROS, "refund")
+    assert await credit_doors.balances(user_id) == (CREDITS, 0, 0)
+    for amount in (1, -1):
+        with refused("PT404", "profile_not_found"):
+            await credit_doors.post(uuid.uuid4(), amount)
+
+
+# -- taking -----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_taken_is_posted_out_when_the_key_cannot_spend_it_any_more(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID
+) -> None:
+    posting = await credit_doors.post(user_id, -300)
+    assert (posting["available_after_micros"], posting["owed_micros"]) == (CREDITS - 300, 0)
+    assert await entries(credit_doors.database, posting["transaction_id"]) == {"available": -300, "leaving": 300}
+    assert await leaving(credit_doors, user_id) == 300
+    claim = await doors.claimed(user_id)
+    assert claim["limit_micros"] == (CREDITS - 300) // MARKUP
+    assert await leaving(credit_doors, user_id) == 300
+    assert await doors.finish_key_update(claim) == "ready"
+    assert await leaving(credit_doors, user_id) == 0
+    (left,) = await credit_doors.database.rows(
+        "select * from public.credit_transactions where type = 'adjustment' order by id desc limit 1"
+    )
+    assert (left["amount_micros"], left["reason"], left["actor"]) == (-300, "A reason", "an operator")
+    assert await entries(credit_doors.database, left["id"]) == {"leaving": -300, "granted": 300}
+    assert await credit_doors.broken_rules() == []
+
+
+async def test_a_limit_from_before_the_taking_lets_nothing_leave(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID
+) -> None:
+    await credit_doors.post(user_id, 100)
+    stale = await doors.claimed(user_id)
+    await credit_doors.post(user_id, -300)
+    assert await doors.finish_key_update(stale) == "due"
+    assert await leaving(credit_doors, user_id) == 300
+    await doors.finish_key_update(await doors.claimed(user_id))
+    assert await leaving(credit_doors, user_id) == 0
+
+
+async def test_while_a_first_key_is_being_made_nothing_leaves(credit_doors: Credits, doors: Doors) -> None:
+    user_id = await credit_doors.database.insert_user()
+    creating = await doors.claimed(user_id)
+    await credit_doors.post(user_id, -300)
+    assert await leaving(credit_doors, user_id) == 300
+    assert await doors.finish(creating) == "due"
+    assert await leaving(credit_doors, user_id) == 300
+    await doors.finish_key_update(await doors.claimed(user_id))
+    assert await leaving(credit_doors, user_id) == 0
+
+
+async def test_while_a_worker_that_was_taken_over_may_act_late_nothing_leaves(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID
+) -> None:
+    await credit_doors.post(user_id, 100)
+    await doors.claimed(user_id)
+    await doors.expire_lease(user_id)
+    await credit_doors.post(user_id, -300)
+    await doors.finish_key_update(await doors.claimed(user_id))
+    # The other one may yet have set the limit of before.
+    assert await leaving(credit_doors, user_id) == 300
+    await credit_doors.database.run(
+        "update public.openrouter_user_keys set confirm_at = now() where user_id = %s", (user_id,)
+    )
+    await credit_doors.database.run("update doorkey.provisioning set revisit_at = now() where user_id = %s", (user_id,))
+    await doors.finish_key_update(await doors.claimed(user_id))
+    assert await leaving(credit_doors, user_id) == 0
+
+
+async def test_nothing_leaves_while_a_key_that_retires_can_spend_it(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID
+) -> None:
+    await doors.rotate(user_id)
+    await doors.finish(await doors.claimed(user_id))
+    await credit_doors.post(user_id, -300)
+    claim = await doors.claimed(user_id)
+    assert claim["key_hash"] == (await doors.keys(user_id))[0]["key_hash"]
+    assert await leaving(credit_doors, user_id) == 300
+    await doors.finish_key_update(claim)
+    assert await leaving(credit_doors, user_id) == 0
+
+
+async def test_with_the_key_of_a_user_who_is_gone_goes_what_was_leaving(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID
+) -> None:
+    await credit_doors.post(user_id, -300)
+    await credit_doors.database.run("delete from auth.users where id = %s", (user_id,))
+    await doors.finish_key_deletion(await doors.claimed(user_id))
+    assert await leaving(credit_doors, user_id) == 0
+
+
+async def test_whose_first_key_came_to_nothing_and_who_is_gone_has_nothing_leaving(
+    credit_doors: Credits, doors: Doors
+) -> None:
+    user_id = await credit_doors.database.insert_user()
+    creating = await doors.claimed(user_id)
+    await credit_doors.post(user_id, -300)
+    await doors.defer(creating)
+    await credit_doors.database.run("delete from auth.users where id = %s", (user_id,))
+    assert await doors.claim(user_id) is None
+    assert await leaving(credit_doors, user_id) == 0
+
+
+async def test_without_a_key_or_without_a_cap_it_leaves_at_once(credit_doors: Credits, doors: Doors) -> None:
+    keyless = await credit_doors.database.insert_user()
+    await doors.defer(await doors.claimed(keyless))
+    await credit_doors.post(keyless, -300)
+    assert await leaving(credit_doors, keyless) == 0
+    uncapped = await credit_doors.database.insert_user()
+    await credit_doors.database.run("update public.plans set is_uncapped = true")
+    await doors.make_ready(uncapped)
+    await credit_doors.post(uncapped, -300)
+    assert await leaving(credit_doors, uncapped) == 0
+    await credit_doors.post(uncapped, -300)
+    # No more: a key without a limit can spend it, whatever the plan says by now.
+    await credit_doors.database.run("update public.plans set is_uncapped = false")
+    await credit_doors.post(uncapped, -200)
+    assert await leaving(credit_doors, uncapped) == 200
+    assert await credit_doors.broken_rules() == []
+
+
+@pytest.mark.parametrize(("type_", "owed"), [("refund", 400), ("adjustment", 400), ("bonus", 0)])
+async def test_what_is_spent_already_is_owed_after_a_refund_and_forgone_else(
+    credit_doors: Credits, user_id: uuid.UUID, type_: str, owed: int
+) -> None:
+    hold = await credit_doors.reserve(user_id, 400)
+    posting = await credit_doors.post(user_id, -CREDITS, type_)
+    assert (posting["available_after_micros"], posting["owed_micros"]) == (0, owed)
+    assert await credit_doors.balances(user_id) == (0, 400, owed)
+    # And what the call did not need pays it.
+    await credit_doors.release(hold["hold_id"])
+    assert await credit_doors.balances(user_id) == (400 - owed, 0, 0)
+    assert await credit_doors.broken_rules() == []
+
+
+async def test_credits_are_taken_in_the_order_in_which_they_would_be_spent(
+    credit_doors: Credits, user_id: uuid.UUID
+) -> None:
+    await credit_doors.post(user_id, 50)
+    await credit_doors.post(user_id, 70, expires_at=LATER)
+    await credit_doors.post(user_id, -CREDITS - 80, "bonus")
+    lots = await credit_doors.database.rows("select remaining_micros from doorkey.credit_lots order by id")
+    assert [lot["remaining_micros"] for lot in lots] == [0, 40, 0]
+
+
+async def test_what_expires_is_only_what_is_left_of_its_lot_and_nobody_owes_it(
+    credit_doors: Credits, user_id: uuid.UUID
+) -> None:
+    database = credit_doors.database
+    await credit_doors.post(user_id, 50)
+    lot = await database.value("select min(id) from doorkey.credit_lots")
+    await credit_doors.reserve(user_id, 200)
+
+    async def expire(amount: int, key: str) -> Row:
+        (row,) = await database.rows(
+            "select * from doorkey.take_credits(%s, 'expiry', %s, %s, 'Expired', 'sweep', 'r', %s)",
+            (user_id, amount, key, lot),
+        )
+        return row
+
+    # All of it is in the lot, and of the two lots' 1050 only 850 are available.
+    first = await expire(CREDITS, "x")
+    assert (first["taken_micros"], first["owed_micros"]) == (850, 0)
+    assert await expire(CREDITS, "x") == first
+    with refused("PT409", "idempotency_conflict"):
+        await expire(CREDITS - 1, "x")
+    assert await credit_doors.balances(user_id) == (0, 200, 0)
+    assert await credit_doors.broken_rules() == []
+
+
+# -- taking back ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_grant_is_taken_back_from_its_own_lot_by_an_entry_that_reverses_it(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID
+) -> None:
+    grant = await credit_doors.post(user_id, 500)
+    reversal = await credit_doors.reverse(grant["transaction_id"])
+    assert (reversal["available_after_micros"], reversal["owed_micros"]) == (CREDITS, 0)
+    lots = await credit_doors.database.rows("select remaining_micros from doorkey.credit_lots order by id")
+    assert [lot["remaining_micros"] for lot in lots] == [CREDITS, 0]
+    await doors.finish_key_update(await doors.claimed(user_id))
+    assert await entries(credit_doors.database, grant["transaction_id"]) == {"available": 500, "granted": -500}
+    granted = await credit_doors.database.value(
+        "select sum(amount_micros) from doorkey.ledger_entries where account = 'granted'"
+    )
+    assert granted == -CREDITS
+    (line,) = await credit_doors.database.rows("select * from doorkey.audit_log where action = 'credits.reversed'")
+    assert (line["actor"], line["user_id"], line["request_id"]) == ("an operator", user_id, "r")
+    assert line["detail"]["reverses_transaction_id"] == grant["transaction_id"]
+    assert (line["detail"]["available_before_micros"], line["detail"]["available_after_micros"]) == (1500, 1000)
+
+
+async def test_what_of_a_grant_is_spent_comes_out_of_other_credits_and_then_is_owed(
+    credit_doors: Credits, user_id: uuid.UUID
+) -> None:
+    # The welcome is spent first: by priority.
+    hold = await credit_doors.reserve(user_id, 900)
+    await credit_doors.settle(hold["hold_id"], 450)
+    await credit_doors.post(user_id, 300)
+    reversal = await credit_doors.reverse(await welcome_id(credit_doors.database, user_id))
+    assert (reversal["available_after_micros"], reversal["owed_micros"]) == (0, 600)
+    assert await credit_doors.balances(user_id) == (0, 0, 600)
+    assert await credit_doors.broken_rules() == []
+
+
+async def test_a_grant_is_taken_back_once(credit_doors: Credits, user_id: uuid.UUID) -> None:
+    grant = await credit_doors.post(user_id, 500)
+    answers = await asyncio.gather(*(credit_doors.reverse(grant["transaction_id"], key="r") for _ in range(CROWD)))
+    assert all(answer == answers[0] for answer in answers)
+    await credit_doors.post(user_id, 7)
+    assert await credit_doors.reverse(grant["transaction_id"], key="r") == answers[0]
+    with refused("PT409", "already_reversed"):
+        await credit_doors.reverse(grant["transaction_id"])
+    with refused("PT409", "idempotency_conflict"):
+        await credit_doors.reverse(grant["transaction_id"], key="r", reason="Another")
+    other = await credit_doors.post(user_id, 50, key="p")
+    for key in ("p", "r"):
+        with refused("PT409", "idempotency_conflict"):
+            await credit_doors.reverse(other["transaction_id"], key=key)
+    assert await credit_doors.balances(user_id) == (CREDITS + 57, 0, 0)
+
+
+async def test_what_expired_is_not_taken_back_a_second_time(credit_doors: Credits, user_id: uuid.UUID) -> None:
+    database = credit_doors.database
+    hold = await credit_doors.reserve(user_id, 400)
+    await credit_doors.settle(hold["hold_id"], 200)
+    lot = await database.value("select id from doorkey.credit_lots")
+    await database.run(
+        "select doorkey.take_credits(%s, 'expiry', 600, 'x', 'Expired', 'sweep', 'r', %s)", (user_id, lot)
+    )
+    reversal = await credit_doors.reverse(await welcome_id(database, user_id))
+    assert (reversal["available_after_micros"], reversal["owed_micros"]) == (0, 400)
+
+
+async def test_only_what_gave_credits_and_has_not_left_can_be_taken_back(
+    credit_doors: Credits, user_id: uuid.UUID
+) -> None:
+    database = credit_doors.database
+    taken = await credit_doors.post(user_id, -5)
+    for transaction_id, sqlstate, word in (
+        (0, "PT404", "transaction_not_found"),
+        (None, "PT404", "transaction_not_found"),
+        (taken["transaction_id"], "PT409", "transaction_not_reversible"),
+    ):
+        with refused(sqlstate, word):
+            await credit_doors.reverse(transaction_id)  # type: ignore[arg-type]
+    grant = await credit_doors.post(user_id, 50)
+    lot = await database.value("select max(id) from doorkey.credit_lots")
+    await database.run(
+        "select doorkey.take_credits(%s, 'expiry', 50, 'x', 'Expired', 'sweep', 'r', %s)", (user_id, lot)
+    )
+    with refused("PT409", "transaction_not_reversible"):
+        await credit_doors.reverse(grant["transaction_id"])
+
+
+# -- together ---------------------------------------------------------------------------------------------------------
+
+
+async def test_taking_settling_and_confirming_at_once_never_deadlock(
+    credit_doors: Credits, doors: Doors, user_id: uuid.UUID
+) -> None:
+    for number in range(CROWD):
+        hold = await credit_doors.reserve(user_id, 10)
+        await credit_doors.post(user_id, -3)
+        claim = await doors.claimed(user_id)
+        work: list[Awaitable[object]] = [
+            doors.finish_key_update(claim),
+            credit_doors.settle(hold["hold_id"], 5),
+            credit_doors.post(user_id, -1, key=f"p{number}"),
+            credit_doors.post(user_id, 1),
+        ]
+        # A deadlock would be raised as 40P01.
+        await asyncio.gather(*work)
+        assert await credit_doors.broken_rules() == []
