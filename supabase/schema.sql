@@ -457,6 +457,41 @@ create index credit_lots_spendable on doorkey.credit_lots using btree (user_id, 
 
 create index credit_lots_user on doorkey.credit_lots using btree (user_id);
 
+-- doorkey.credit_takings
+
+create table "doorkey"."credit_takings" (
+  "transaction_id"          bigint not null,
+  "user_id"                 uuid   not null,
+  "lot_id"                  bigint,
+  "asked_micros"            bigint not null,
+  "taken_micros"            bigint not null,
+  "owed_micros"             bigint not null default 0,
+  "reverses_transaction_id" bigint,
+  "left_transaction_id"     bigint,
+  constraint "credit_takings_asked_micros_check" check ((asked_micros > 0)),
+  constraint "credit_takings_check" check (((taken_micros + owed_micros) <= asked_micros)),
+  constraint "credit_takings_left_transaction_id_key" unique (left_transaction_id),
+  constraint "credit_takings_lot_id_fkey" foreign key (lot_id) references doorkey.credit_lots(id),
+  constraint "credit_takings_owed_micros_check" check ((owed_micros >= 0)),
+  constraint "credit_takings_pkey" primary key (transaction_id),
+  constraint "credit_takings_reverses_transaction_id_key" unique (reverses_transaction_id),
+  constraint "credit_takings_taken_micros_check" check ((taken_micros >= 0)),
+  constraint "credit_takings_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
+  constraint "credit_takings_left_transaction_id_fkey" foreign key (left_transaction_id) references public.credit_transactions(id),
+  constraint "credit_takings_reverses_transaction_id_fkey" foreign key (reverses_transaction_id) references public.credit_transactions(id),
+  constraint "credit_takings_transaction_id_fkey" foreign key (transaction_id) references public.credit_transactions(id)
+);
+
+alter table "doorkey"."credit_takings"
+  enable row level security;
+
+create index credit_takings_leaving on doorkey.credit_takings using btree (user_id)
+  where ((left_transaction_id is null) AND (taken_micros > 0));
+
+create index credit_takings_lot on doorkey.credit_takings using btree (lot_id);
+
+create index credit_takings_user on doorkey.credit_takings using btree (user_id);
+
 -- doorkey.key_requests
 
 create table "doorkey"."key_requests" (
@@ -1218,6 +1253,31 @@ grant execute
   on function "public"."list_transactions"(uuid, text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
   to "service_role";
 
+-- public.post_credits
+
+create or replace function public.post_credits (
+  user_id         uuid,
+  type            text,
+  amount_micros   bigint,
+  idempotency_key text,
+  reason          text,
+  actor           text,
+  expires_at      timestamp with time zone,
+  request_id      text
+)
+  returns table (
+    transaction_id         bigint,
+    available_after_micros bigint,
+    owed_micros            bigint
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.post_credits($1, $2, $3, $4, $5, $6, $7, $8); $function$;
+
+revoke all on function "public"."post_credits"(uuid, text, bigint, text, text, text, timestamp with time zone, text) from public;
+
+grant execute on function "public"."post_credits"(uuid, text, bigint, text, text, text, timestamp with time zone, text) to "service_role";
+
 -- public.preview_backfill
 
 create or replace function public.preview_backfill (
@@ -1511,6 +1571,28 @@ revoke all on function "public"."reveal_my_key"(text, text, bigint, text) from p
 
 grant execute on function "public"."reveal_my_key"(text, text, bigint, text) to "authenticated";
 
+-- public.reverse_transaction
+
+create or replace function public.reverse_transaction (
+  transaction_id  bigint,
+  idempotency_key text,
+  reason          text,
+  actor           text,
+  request_id      text
+)
+  returns table (
+    reversing_id           bigint,
+    available_after_micros bigint,
+    owed_micros            bigint
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.reverse_transaction($1, $2, $3, $4, $5); $function$;
+
+revoke all on function "public"."reverse_transaction"(bigint, text, text, text, text) from public;
+
+grant execute on function "public"."reverse_transaction"(bigint, text, text, text, text) to "service_role";
+
 -- public.settle_credits
 
 create or replace function public.settle_credits (
@@ -1725,6 +1807,28 @@ end
 $function$;
 
 revoke all on function "doorkey"."apply_entries"() from public;
+
+-- doorkey.available_after
+
+create or replace function doorkey.available_after (
+  p_user_id        uuid,
+  p_transaction_id bigint
+)
+  returns bigint
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select a.available_micros - coalesce((
+           select sum(e.amount_micros)
+             from public.credit_transactions as t
+             join doorkey.ledger_entries as e on e.transaction_id = t.id and e.account = 'available'
+            where t.user_id = p_user_id and t.id > p_transaction_id), 0)::bigint
+    from public.credit_accounts as a where a.user_id = p_user_id;
+$function$;
+
+revoke all on function "doorkey"."available_after"(uuid, bigint) from public;
 
 -- doorkey.backfill_ceiling
 
@@ -1943,6 +2047,34 @@ $function$;
 
 revoke all on function "doorkey"."check_deferred_constraints"() from public;
 
+-- doorkey.check_posting
+
+create or replace function doorkey.check_posting (
+  p_idempotency_key text,
+  p_reason          text,
+  p_actor           text
+)
+  returns void
+  language plpgsql
+  immutable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_idempotency_key is null or length(p_idempotency_key) not between 1 and 180 then
+    raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 180 characters.';
+  end if;
+  if p_reason is null or length(p_reason) not between 1 and 500 then
+    raise sqlstate 'PT422' using message = 'posting_invalid', hint = 'Give a reason of 1 to 500 characters.';
+  end if;
+  if p_actor is null or length(p_actor) not between 1 and 200 then
+    raise sqlstate 'PT422' using message = 'posting_invalid', hint = 'Say who asks, in 1 to 200 characters.';
+  end if;
+end
+$function$;
+
+revoke all on function "doorkey"."check_posting"(text, text, text) from public;
+
 -- doorkey.check_proof
 
 create or replace function doorkey.check_proof (
@@ -2035,6 +2167,7 @@ begin
        set state = case when v_wish.is_present then 'due' else 'gone' end::doorkey.provisioning_state,
            due_at = coalesce(v_wish.changes_at, p.due_at), lease_expires_at = null, updated_at = now()
      where p.user_id = p_user_id;
+    perform doorkey.post_out_leaving(p_user_id);
     return;
   end if;
   if v_row.state = 'working' and v_row.failures + 1 >= 12 then
@@ -2392,6 +2525,22 @@ $function$;
 
 revoke all on function "doorkey"."due_provisioning"(integer) from public;
 
+-- doorkey.end_of
+
+create or replace function doorkey.end_of (
+  p_type text
+)
+  returns doorkey.ledger_account
+  language sql
+  immutable
+  security definer
+  set search_path to ''
+  AS $function$
+  select case when p_type in ('expiry', 'renewal') then 'expired' else 'granted' end::doorkey.ledger_account;
+$function$;
+
+revoke all on function "doorkey"."end_of"(text) from public;
+
 -- doorkey.enrol
 
 create or replace function doorkey.enrol (
@@ -2540,6 +2689,8 @@ begin
   if v_key.key_hash is null or v_key.status = 'deleted' then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
+  -- As there.
+  perform from public.credit_accounts as a where a.user_id = p_user_id and a.leaving_micros > 0 for no key update;
   update doorkey.provisioning as p set key_hash = null, rotation_grace_seconds = null
    where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.
@@ -2547,6 +2698,7 @@ begin
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
    where k.key_hash = p_key_hash;
   v_state := doorkey.settle_attempt(p_user_id);
+  perform doorkey.post_out_leaving(p_user_id);
   perform doorkey.lift_hold();
   if v_key.key_hash = v_row.key_hash then
     perform doorkey.show_on_profile(
@@ -2594,6 +2746,8 @@ begin
   if v_key.key_hash is null then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
+  -- What is leaving may leave now. Before the keys, in the order of locks; nothing begins to leave while the row is locked.
+  perform from public.credit_accounts as a where a.user_id = p_user_id and a.leaving_micros > 0 for no key update;
   update public.openrouter_user_keys as k
      set limit_micros = p_limit_micros,
          status = case when p_is_enabled then 'active' else 'disabled' end,
@@ -2604,6 +2758,7 @@ begin
   update public.openrouter_user_keys as k set confirm_at = null
    where k.user_id = p_user_id and k.confirm_at <= now() and p_key_hash in (k.key_hash, v_row.key_hash);
   v_state := doorkey.settle_attempt(p_user_id);
+  perform doorkey.post_out_leaving(p_user_id);
   perform doorkey.lift_hold();
   if v_key.key_hash = v_row.key_hash then
     perform doorkey.show_on_profile(
@@ -2762,6 +2917,7 @@ begin
   insert into doorkey.sealed_secrets (key_hash, sealed_secret) values (p_key_hash, p_sealed_secret);
   update doorkey.provisioning as p set key_hash = p_key_hash, rotation_grace_seconds = null where p.user_id = p_user_id;
   v_state := doorkey.settle_attempt(p_user_id);
+  perform doorkey.post_out_leaving(p_user_id);
   perform doorkey.lift_hold();
   perform doorkey.show_on_profile(p_user_id, 'active', p_key_name, p_limit_micros);
   perform doorkey.write_audit('provisioning', 'key.created', p_user_id, p_request_id,
@@ -2996,6 +3152,45 @@ $function$;
 revoke all on function "doorkey"."hold_provisioning"(uuid, integer, text, text) from public;
 
 grant execute on function "doorkey"."hold_provisioning"(uuid, integer, text, text) to "service_role";
+
+-- doorkey.is_limit_to_be_lowered
+
+create or replace function doorkey.is_limit_to_be_lowered (
+  p_user_id uuid
+)
+  returns boolean
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select exists (select from doorkey.provisioning as p where p.user_id = p_user_id and p.state = 'working')
+      or exists (
+        select from public.openrouter_user_keys as k
+         cross join lateral doorkey.key_limit(p_user_id, k.key_hash) as l
+         where k.user_id = p_user_id and k.status <> 'deleted' and not l.is_uncapped
+           and (k.limit_micros is null or k.limit_micros > l.limit_micros or k.confirm_at is not null));
+$function$;
+
+revoke all on function "doorkey"."is_limit_to_be_lowered"(uuid) from public;
+
+-- doorkey.is_posted
+
+create or replace function doorkey.is_posted (
+  p_type         text,
+  p_operator_key text
+)
+  returns boolean
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select exists (select from public.credit_transactions as t
+                  where t.type = p_type and t.idempotency_key = 'operator:' || p_operator_key);
+$function$;
+
+revoke all on function "doorkey"."is_posted"(text, text) from public;
 
 -- doorkey.is_retirement_over
 
@@ -3743,6 +3938,78 @@ $function$;
 
 revoke all on function "doorkey"."post_about_hold"(doorkey.credit_holds, text, text, text, text, text, bigint, bigint, bigint, bigint) from public;
 
+-- doorkey.post_credits
+
+create or replace function doorkey.post_credits (
+  p_user_id         uuid,
+  p_type            text,
+  p_amount_micros   bigint,
+  p_idempotency_key text,
+  p_reason          text,
+  p_actor           text,
+  p_expires_at      timestamp with time zone,
+  p_request_id      text
+)
+  returns table (
+    transaction_id         bigint,
+    available_after_micros bigint,
+    owed_micros            bigint
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_before public.credit_accounts;
+  v_after public.credit_accounts;
+  v_is_repeat boolean;
+  v_id bigint;
+  v_owed bigint := 0;
+begin
+  perform doorkey.check_posting(p_idempotency_key, p_reason, p_actor);
+  if p_type is null or p_type not in ('purchase', 'bonus', 'refund', 'adjustment') then
+    raise sqlstate 'PT422' using message = 'posting_invalid',
+      hint = 'Post a purchase, a bonus, a refund or an adjustment.';
+  end if;
+  if p_amount_micros is null or p_amount_micros = 0 or p_amount_micros not between -1000000000000 and 1000000000000
+     or (p_type = 'purchase' and p_amount_micros < 0) then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range',
+      hint = 'Post 1 to 1000000000000 micro-dollars, or as many with a minus sign; a purchase is positive.';
+  end if;
+  perform doorkey.want(p_user_id);
+  v_before := doorkey.lock_account(p_user_id);
+  v_is_repeat := doorkey.is_posted(p_type, p_idempotency_key);
+  if p_expires_at is not null and (p_amount_micros < 0 or (p_expires_at <= now() and not v_is_repeat)) then
+    raise sqlstate 'PT422' using message = 'posting_invalid', hint = 'Only what is given can expire, and later.';
+  end if;
+  if p_amount_micros < 0 then
+    select t.transaction_id, t.owed_micros into v_id, v_owed
+      from doorkey.take_credits(p_user_id, p_type, -p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
+                                p_actor, p_request_id, null) as t;
+  else
+    v_id := doorkey.grant_credits(p_user_id, p_type, p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
+                                  p_actor, p_expires_at, p_request_id);
+    if (select l.expires_at from doorkey.credit_lots as l where l.transaction_id = v_id)
+       is distinct from p_expires_at then
+      raise sqlstate 'PT409' using message = 'idempotency_conflict',
+        hint = 'This key was used for credits that expire at another time.';
+    end if;
+  end if;
+  if not v_is_repeat then
+    v_after := doorkey.lock_account(p_user_id);
+    perform doorkey.write_audit(p_actor, 'credits.posted', p_user_id, p_request_id, jsonb_build_object(
+      'transaction_id', v_id, 'type', p_type, 'amount_micros', p_amount_micros, 'reason', p_reason,
+      'available_before_micros', v_before.available_micros, 'available_after_micros', v_after.available_micros,
+      'debt_before_micros', v_before.debt_micros, 'debt_after_micros', v_after.debt_micros));
+  end if;
+  return query select v_id, doorkey.available_after(p_user_id, v_id), v_owed;
+end
+$function$;
+
+revoke all on function "doorkey"."post_credits"(uuid, text, bigint, text, text, text, timestamp with time zone, text) from public;
+
+grant execute on function "doorkey"."post_credits"(uuid, text, bigint, text, text, text, timestamp with time zone, text) to "service_role";
+
 -- doorkey.post_grant
 
 create or replace function doorkey.post_grant (
@@ -3795,6 +4062,48 @@ end
 $function$;
 
 revoke all on function "doorkey"."post_grant"(uuid, text, bigint, text, text, text, timestamp with time zone, smallint, text) from public;
+
+-- doorkey.post_out_leaving
+
+create or replace function doorkey.post_out_leaving (
+  p_user_id uuid
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_leaving record;
+  v_id bigint;
+begin
+  if not exists (select from doorkey.credit_takings as g
+                  where g.user_id = p_user_id and g.left_transaction_id is null and g.taken_micros > 0) then
+    return;
+  end if;
+  perform doorkey.lock_account(p_user_id);
+  if doorkey.is_limit_to_be_lowered(p_user_id) then
+    return;
+  end if;
+  for v_leaving in
+    select t.*, g.taken_micros
+      from doorkey.credit_takings as g join public.credit_transactions as t on t.id = g.transaction_id
+     where g.user_id = p_user_id and g.left_transaction_id is null and g.taken_micros > 0
+     order by t.id
+  loop
+    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+    values (p_user_id, v_leaving.type, -v_leaving.taken_micros, 'left:' || v_leaving.id, v_leaving.reason,
+            v_leaving.actor, v_leaving.request_id)
+    returning id into v_id;
+    insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+    values (v_id, 'leaving', -v_leaving.taken_micros),
+           (v_id, doorkey.end_of(v_leaving.type), v_leaving.taken_micros);
+    update doorkey.credit_takings as g set left_transaction_id = v_id where g.transaction_id = v_leaving.id;
+  end loop;
+end
+$function$;
+
+revoke all on function "doorkey"."post_out_leaving"(uuid) from public;
 
 -- doorkey.preview_backfill
 
@@ -4344,6 +4653,82 @@ revoke all on function "doorkey"."reveal_my_key"(text, text, bigint, text) from 
 
 grant execute on function "doorkey"."reveal_my_key"(text, text, bigint, text) to "authenticated";
 
+-- doorkey.reverse_transaction
+
+create or replace function doorkey.reverse_transaction (
+  p_transaction_id  bigint,
+  p_idempotency_key text,
+  p_reason          text,
+  p_actor           text,
+  p_request_id      text
+)
+  returns table (
+    transaction_id         bigint,
+    available_after_micros bigint,
+    owed_micros            bigint
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_lot doorkey.credit_lots;
+  v_before public.credit_accounts;
+  v_after public.credit_accounts;
+  v_known record;
+  v_amount bigint;
+  v_id bigint;
+  v_owed bigint;
+begin
+  perform doorkey.check_posting(p_idempotency_key, p_reason, p_actor);
+  if not exists (select from public.credit_transactions as t where t.id = p_transaction_id) then
+    raise sqlstate 'PT404' using message = 'transaction_not_found', hint = 'There is no such transaction.';
+  end if;
+  select l.* into v_lot from doorkey.credit_lots as l where l.transaction_id = p_transaction_id;
+  if not found then
+    raise sqlstate 'PT409' using message = 'transaction_not_reversible', hint = 'Only what gave credits can be reversed.';
+  end if;
+  perform doorkey.want(v_lot.user_id);
+  v_before := doorkey.lock_account(v_lot.user_id);
+  select g.transaction_id, g.owed_micros, t.idempotency_key, t.reason into v_known
+    from doorkey.credit_takings as g join public.credit_transactions as t on t.id = g.transaction_id
+   where g.reverses_transaction_id = p_transaction_id;
+  if found then
+    if v_known.idempotency_key <> 'operator:' || p_idempotency_key then
+      raise sqlstate 'PT409' using message = 'already_reversed',
+        hint = format('Transaction %s did it.', v_known.transaction_id);
+    elsif v_known.reason <> p_reason then
+      raise sqlstate 'PT409' using message = 'idempotency_conflict', hint = 'This key was used with another reason.';
+    end if;
+    return query select v_known.transaction_id, doorkey.available_after(v_lot.user_id, v_known.transaction_id),
+                        v_known.owed_micros;
+    return;
+  end if;
+  if doorkey.is_posted('adjustment', p_idempotency_key) then
+    raise sqlstate 'PT409' using message = 'idempotency_conflict', hint = 'This key was used for another posting.';
+  end if;
+  select v_lot.amount_micros - coalesce(sum(g.taken_micros), 0) into v_amount
+    from doorkey.credit_takings as g where g.lot_id = v_lot.id;
+  if v_amount = 0 then
+    raise sqlstate 'PT409' using message = 'transaction_not_reversible', hint = 'All of it has left already.';
+  end if;
+  select t.transaction_id, t.owed_micros into v_id, v_owed
+    from doorkey.take_credits(v_lot.user_id, 'adjustment', v_amount, 'operator:' || p_idempotency_key, p_reason, p_actor,
+                              p_request_id, v_lot.id) as t;
+  update doorkey.credit_takings as g set reverses_transaction_id = p_transaction_id where g.transaction_id = v_id;
+  v_after := doorkey.lock_account(v_lot.user_id);
+  perform doorkey.write_audit(p_actor, 'credits.reversed', v_lot.user_id, p_request_id, jsonb_build_object(
+    'transaction_id', v_id, 'reverses_transaction_id', p_transaction_id, 'amount_micros', -v_amount, 'reason', p_reason,
+    'available_before_micros', v_before.available_micros, 'available_after_micros', v_after.available_micros,
+    'debt_before_micros', v_before.debt_micros, 'debt_after_micros', v_after.debt_micros));
+  return query select v_id, v_after.available_micros, v_owed;
+end
+$function$;
+
+revoke all on function "doorkey"."reverse_transaction"(bigint, text, text, text, text) from public;
+
+grant execute on function "doorkey"."reverse_transaction"(bigint, text, text, text, text) to "service_role";
+
 -- doorkey.ring
 
 create or replace function doorkey.ring (
@@ -4857,6 +5242,78 @@ $function$;
 revoke all on function "doorkey"."store_connection"(text, text, text, text) from public;
 
 grant execute on function "doorkey"."store_connection"(text, text, text, text) to "service_role";
+
+-- doorkey.take_credits
+
+create or replace function doorkey.take_credits (
+  p_user_id         uuid,
+  p_type            text,
+  p_amount_micros   bigint,
+  p_idempotency_key text,
+  p_reason          text,
+  p_actor           text,
+  p_request_id      text,
+  p_lot_id          bigint,
+  OUT               transaction_id bigint,
+  OUT               taken_micros bigint,
+  OUT               owed_micros bigint
+)
+  returns record
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_available bigint;
+  v_from_lot bigint := 0;
+  v_known record;
+  v_becomes_debt constant boolean := p_type in ('refund', 'adjustment');
+begin
+  if p_amount_micros is null or p_amount_micros <= 0 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'Take a positive number of micro-dollars.';
+  end if;
+  perform doorkey.want(p_user_id);
+  v_available := (doorkey.lock_account(p_user_id)).available_micros;
+  taken_micros := least(p_amount_micros, v_available);
+  if p_lot_id is not null then
+    select least(taken_micros, l.remaining_micros) into strict v_from_lot
+      from doorkey.credit_lots as l where l.id = p_lot_id and l.user_id = p_user_id;
+    taken_micros := case when v_becomes_debt then taken_micros else v_from_lot end;
+  end if;
+  owed_micros := case when v_becomes_debt then p_amount_micros - taken_micros else 0 end;
+  insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+  values (p_user_id, p_type, -owed_micros, p_idempotency_key, p_reason, p_actor, p_request_id)
+  on conflict on constraint credit_transactions_once do nothing
+  returning id into transaction_id;
+  if transaction_id is null then
+    select t.user_id, t.reason, g.transaction_id, g.lot_id, g.asked_micros, g.taken_micros, g.owed_micros into v_known
+      from public.credit_transactions as t left join doorkey.credit_takings as g on g.transaction_id = t.id
+     where t.type = p_type and t.idempotency_key = p_idempotency_key;
+    if (v_known.user_id, v_known.reason, v_known.asked_micros, v_known.lot_id)
+       is distinct from (p_user_id, p_reason, p_amount_micros, p_lot_id) then
+      raise sqlstate 'PT409' using message = 'idempotency_conflict',
+        hint = 'This key was used for another content. Use a new key for new credits.';
+    end if;
+    transaction_id := v_known.transaction_id;
+    taken_micros := v_known.taken_micros;
+    owed_micros := v_known.owed_micros;
+    return;
+  end if;
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  select transaction_id, e.account, e.amount
+    from (values ('available'::doorkey.ledger_account, -taken_micros), ('leaving', taken_micros),
+                 ('debt', -owed_micros), (doorkey.end_of(p_type), owed_micros)) as e (account, amount)
+   where e.amount <> 0;
+  update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - v_from_lot where l.id = p_lot_id;
+  perform doorkey.spend_lots(p_user_id, taken_micros - v_from_lot);
+  insert into doorkey.credit_takings as g (transaction_id, user_id, lot_id, asked_micros, taken_micros, owed_micros)
+  values (take_credits.transaction_id, p_user_id, p_lot_id, p_amount_micros, take_credits.taken_micros,
+          take_credits.owed_micros);
+  perform doorkey.post_out_leaving(p_user_id);
+end
+$function$;
+
+revoke all on function "doorkey"."take_credits"(uuid, text, bigint, text, text, text, text, bigint) from public;
 
 -- doorkey.transaction_types
 
