@@ -26,6 +26,8 @@ from tests.crash.shared import Shared
 # So many live at once; fewer where there are few, or sweeps would never come to an end.
 IN_FLIGHT = range(20, 80)
 USER_SECONDS = 60.0
+# Where something is broken on purpose, many wait for what will never be.
+USER_SECONDS_OF_THE_BROKEN = 5.0
 POLL_SECONDS = 0.25
 # How long a sweeper that shall come to a certain call is waited for, once everybody has signed up.
 SWEEPERS_SECONDS = 30.0
@@ -74,14 +76,16 @@ class Crowd:
         self._show = show
         self._ready: set[uuid.UUID] = set()
         self._settled: set[uuid.UUID] = set()
+        self._user_seconds = USER_SECONDS
         self.understudies: list[Script] = []
 
     async def play(self, database: Database, *, is_complete: bool) -> None:
-        """Lives everybody's life; and, to be complete, comes to every kill point.
+        """Lives everybody's life; and, to be complete, waits long for each and comes to every kill point.
 
         Raises:
             CrewFailed: there is nobody left to be killed.
         """
+        self._user_seconds = USER_SECONDS if is_complete else USER_SECONDS_OF_THE_BROKEN
         clock = asyncio.create_task(self._move_the_clock(database))
         lives = asyncio.create_task(self._live_them_all(is_complete=is_complete))
         await asyncio.wait((clock, lives), return_when=asyncio.FIRST_COMPLETED)
@@ -149,7 +153,7 @@ class Crowd:
 
     async def _until(self, user_id: uuid.UUID, *these: set[uuid.UUID]) -> None:
         """Until the user is in one of these sets, or has waited long enough."""
-        deadline = time.monotonic() + USER_SECONDS
+        deadline = time.monotonic() + self._user_seconds
         while time.monotonic() < deadline:
             if any(user_id in those for those in these):
                 return

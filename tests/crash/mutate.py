@@ -87,8 +87,9 @@ def main() -> int:
         for mutation in (None, *chosen):
             progress.update(task, description=mutation.name if mutation else "without a mutation")
             results.append(run_one(mutation, arguments.signups, seed))
+            # Each at once: what was found so far outlives a run that can't be made.
+            _write(results, seed, BUILD / "crash-mutations.json")
             progress.advance(task)
-    _write(results, seed, BUILD / "crash-mutations.json")
     console.print(_table(results))
     survived = [result for result in results if not result.is_as_it_must_be]
     if survived:
