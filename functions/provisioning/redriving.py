@@ -21,8 +21,8 @@ from functions.provisioning.steps import Outcome, Provisioner
 DUE_PER_PAGE = 200
 MAX_PAGES = 300
 CONCURRENCY = 16
-# A first retry is due after some seconds: whoever waits for it here does not wait for the next sweep.
-PATIENCE_SECONDS = 5.0
+# The next try is due after some seconds: whoever waits for it here does not wait for the next sweep.
+PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.5
 AGAIN_SOON = (Outcome.DEFERRED, Outcome.LIMITED)
 # Between the beginnings of two attempts, once OpenRouter has asked to slow down.

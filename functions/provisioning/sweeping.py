@@ -6,6 +6,7 @@ sweeps at once, or a sweep and a hint, are as harmless as two hints.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,6 @@ from functions.provisioning.steps import Provisioner
 from functions.provisioning.strays import collect_strays
 
 USERS_PER_SWEEP = 5_000
-# Where somebody is due all the time, strays must have their turn nevertheless.
-REDRIVE_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ async def sweep(
     line = WorkLine("sweep.finished", request_id=request_id)
     started = clock()
 
-    def is_time_left(share: float = 1.0) -> bool:
-        return clock() < started + share * settings.budget_seconds
+    def is_time_left() -> bool:
+        return clock() < started + settings.budget_seconds
 
     try:
         with line.step("start"):
@@ -82,14 +81,7 @@ async def sweep(
         line.measure(metrics.HOURLY_BRAKE, int(start.is_braked))
         await _do(chores, line, request_id, is_time_left)
         redrive = Redrive(provisioner, request_id, clock)
-        with line.step("redrive"):
-            await redrive.run(lambda: is_time_left(REDRIVE_SHARE))
-        if is_time_left():
-            with line.step("strays"):
-                await _collect(provisioner, settings, line, clock)
-        if not redrive.is_everything_done and is_time_left():
-            with line.step("redrive_on"):
-                await redrive.run(is_time_left)
+        await _redrive_beside_collection(redrive, provisioner, settings, line, clock, is_time_left)
         line.add(**redrive.facts())
     except DoorkeyError as error:
         line.add_error(error)
@@ -112,16 +104,35 @@ async def _do(chores: Mapping[str, Chore], line: WorkLine, request_id: str, is_t
             line.count_rejected_key(error)
 
 
+async def _redrive_beside_collection(
+    redrive: Redrive,
+    provisioner: Provisioner,
+    settings: SweepSettings,
+    line: WorkLine,
+    clock: Clock,
+    is_time_left: Callable[[], bool],
+) -> None:
+    """Side by side: where somebody is due all the time strays have their turn nevertheless, and nobody waits for it."""
+    collecting = asyncio.create_task(_collect(provisioner, settings, line, clock)) if is_time_left() else None
+    try:
+        with line.step("redrive"):
+            await redrive.run(is_time_left)
+    finally:
+        if collecting is not None:
+            await collecting
+
+
 async def _collect(provisioner: Provisioner, settings: SweepSettings, line: WorkLine, clock: Clock) -> None:
     try:
-        report = await collect_strays(
-            provisioner.openrouter,
-            provisioner.database,
-            project=provisioner.project,
-            now=datetime.fromtimestamp(clock(), UTC),
-            min_age=timedelta(seconds=settings.stray_age_seconds),
-            is_dry_run=not settings.deletes_strays,
-        )
+        with line.step("strays"):
+            report = await collect_strays(
+                provisioner.openrouter,
+                provisioner.database,
+                project=provisioner.project,
+                now=datetime.fromtimestamp(clock(), UTC),
+                min_age=timedelta(seconds=settings.stray_age_seconds),
+                is_dry_run=not settings.deletes_strays,
+            )
     except DoorkeyError as error:
         # Strays can wait; what is due was done.
         line.add(strays_error=error.code)
