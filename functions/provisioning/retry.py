@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-MAX_FAILURES = 12
+MAX_FAILURES = 16
 BASE_SECONDS = 2.0
 # The first pauses are equally short: most faults are over at once, and somebody waits for their key. What lasts is seen
 # by how many meet it, and holds the whole queue.
-SHORT_PAUSES = 3
+SHORT_PAUSES = 5
 CAP_SECONDS = 3600.0
 MAX_RETRY_AFTER_SECONDS = 86_400
 

@@ -403,7 +403,7 @@ begin
     perform doorkey.post_out_leaving(p_user_id);
     return;
   end if;
-  if v_row.state = 'working' and v_row.failures + 1 >= 12 then
+  if v_row.state = 'working' and v_row.failures + 1 >= 16 then
     -- Whoever takes this up dies of it.
     update doorkey.provisioning as p
        set state = 'dead', lease_expires_at = null, failures = p.failures + 1, last_error = 'lease_expired',

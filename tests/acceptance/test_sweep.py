@@ -17,6 +17,7 @@ from functions.clients.outside import Clients, build_clients
 from functions.kit.settings import Settings
 from functions.provisioning import redriving, store, strays
 from functions.provisioning.names import KeyName
+from functions.provisioning.retry import MAX_FAILURES
 from functions.provisioning.strays import StrayReport, collect_strays
 from infra.local.stack import Stack
 from tests.support.scenes import Answer, Between, Scene, instead, named
@@ -216,7 +217,7 @@ async def test_when_the_hour_is_full_the_rest_wait_for_their_turn(scene: Scene, 
 async def test_redriving_gives_dead_rows_another_chance(scene: Scene, http: httpx.AsyncClient) -> None:
     other = await due_user(scene.stack, http)
     for one in (scene, other):
-        await one.sql("update doorkey.provisioning set failures = 11 where user_id = %s", one.user_id)
+        await one.sql("update doorkey.provisioning set failures = %s where user_id = %s", MAX_FAILURES - 1, one.user_id)
     await run_sweep(scene.stack, Between(before=instead("POST /keys", 500)))
     assert [(await one.row())["state"] for one in (scene, other)] == ["dead", "dead"]
     async with scene.provisioner(Between()) as provisioner:

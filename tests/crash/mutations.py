@@ -150,7 +150,7 @@ MUTATIONS = (
     Mutation(
         "half the ledger counts",
         ("limited and switched as said",),
-        (InSql("doorkey.key_limit", "then a.available_micros - v", "then a.available_micros / 2 - v"),),
+        (InSql("doorkey.key_limit", "select a.available_micros + a.held", "select a.available_micros / 2 + a.held"),),
     ),
 )
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
