@@ -8,6 +8,7 @@ import uuid
 import psycopg
 import pytest
 
+from functions.provisioning.retry import MAX_FAILURES
 from tests.support.databases import Database
 from tests.support.doors import SEALED, Doors, key_hash
 
@@ -31,6 +32,20 @@ async def test_concurrent_claims_of_an_expired_lease_make_one_takeover(database:
     await doors.expire_lease(user_id)
     claims = await asyncio.gather(*(doors.claim(user_id) for _ in range(CLAIMS_AT_ONCE)))
     assert [claim["attempt"] for claim in claims if claim] == [2]
+
+
+async def test_whoever_takes_it_up_dying_every_time_is_one_failure_each_and_it_is_given_up(
+    database: Database,
+) -> None:
+    """As often as the functions would try: the two have the same number."""
+    doors, user_id = Doors(database), await database.insert_user()
+    for number in range(1, MAX_FAILURES + 1):
+        assert (await doors.claimed(user_id))["attempt"] == number
+        await doors.expire_lease(user_id)
+    assert await doors.claim(user_id) is None
+    row = await doors.row(user_id)
+    assert row is not None
+    assert (row["state"], row["failures"], row["last_error"]) == ("dead", MAX_FAILURES, "lease_expired")
 
 
 async def test_concurrent_claims_of_somebody_without_a_row_enrol_them_once(database: Database) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from functions.provisioning.retry import MAX_FAILURES
 from tests.support.databases import Connection, Database, Row
 from tests.support.doors import LEASE_SECONDS, SEALED, Doors, key_hash, refused, wait_until_blocked
 
@@ -78,19 +77,6 @@ async def test_an_expired_lease_is_taken_over_with_the_next_number(doors: Doors,
     assert await doors.claim(user_id) is None
     await doors.expire_lease(user_id)
     assert (await doors.claimed(user_id))["attempt"] == 2
-
-
-async def test_whoever_takes_it_up_dying_every_time_is_one_failure_each_and_it_is_given_up(
-    doors: Doors, user_id: uuid.UUID
-) -> None:
-    """As often as the functions would try: the two have the same number."""
-    for number in range(1, MAX_FAILURES + 1):
-        assert (await doors.claimed(user_id))["attempt"] == number
-        await doors.expire_lease(user_id)
-    assert await doors.claim(user_id) is None
-    row = await doors.row(user_id)
-    assert row is not None
-    assert (row["state"], row["failures"], row["last_error"]) == ("dead", MAX_FAILURES, "lease_expired")
 
 
 @pytest.mark.parametrize("lease_seconds", [None, 0, -1, 3601])
