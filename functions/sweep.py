@@ -11,6 +11,7 @@ from functions.kit.clock import Clock, system_clock
 from functions.kit.errors import DoorkeyError
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
+from functions.offers.promises import grant_promised_credits
 from functions.provisioning.steps import Provisioner
 from functions.provisioning.sweeping import Chore, SweepSettings, sweep
 from functions.web.entry import Handle, LambdaEntry
@@ -28,6 +29,9 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
 
     chores: dict[str, Chore] = {
         "expired_holds": lambda request_id, is_time_left: expire_holds(
+            provisioner.database, request_id=request_id, is_time_left=is_time_left
+        ),
+        "promised_credits": lambda request_id, is_time_left: grant_promised_credits(
             provisioner.database, request_id=request_id, is_time_left=is_time_left
         ),
     }

@@ -58,6 +58,9 @@ class Me(BaseModel):
     full_name: str | None
     created_at: datetime | None
     status: Status = Field(description="Where the key stands.")
+    referral_code: str | None = Field(
+        description="What others put into their sign-up metadata to say who brought them; null: not asked for here."
+    )
     balance: Balance | None = Field(description="Null until the welcome credits were granted.")
     key: Key | None
 
@@ -176,6 +179,7 @@ def me_of(account: dict[str, Any]) -> Me:
         full_name=account["full_name"],
         created_at=account["created_at"],
         status=status_of(account),
+        referral_code=account["credits"] and account["credits"]["referral_code"],
         balance=balance_of(account),
         key=None if account["key"] is None else Key.model_validate(account["key"]),
     )

@@ -14,11 +14,13 @@
     ├── NoKey                     404  no_key
     ├── HoldNotFound              404  hold_not_found
     ├── TransactionNotFound       404  transaction_not_found
+    ├── ReviewNotFound            404  review_not_found
     ├── MethodNotAllowed          405  method_not_allowed
     ├── IdempotencyConflict       409  idempotency_conflict
     ├── KeyReplaced               409  key_replaced
     ├── AlreadyReversed           409  already_reversed
     ├── TransactionNotReversible  409  transaction_not_reversible
+    ├── ReviewOver                409  review_over
     ├── BodyTooLarge              413  body_too_large
     ├── AmountOutOfRange          422  amount_out_of_range
     ├── SpanOutOfRange            422  span_out_of_range
@@ -224,11 +226,25 @@ class RotatedTooOften(DoorkeyError):
     status = 429
 
 
+class ReviewNotFound(DoorkeyError):
+    """No welcome of this user was ever looked at."""
+
+    code = "review_not_found"
+    status = 404
+
+
 class MethodNotAllowed(DoorkeyError):
     """This address does not take this method."""
 
     code = "method_not_allowed"
     status = 405
+
+
+class ReviewOver(DoorkeyError):
+    """This welcome is not held: it was given at once, or taken back."""
+
+    code = "review_over"
+    status = 409
 
 
 class BodyTooLarge(DoorkeyError):

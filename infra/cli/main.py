@@ -27,6 +27,7 @@ from infra.cli import environment as environment_command
 from infra.cli import faults as faults_commands
 from infra.cli import redrive as redrive_command
 from infra.cli import report as report_commands
+from infra.cli import review as review_commands
 from infra.cli import rotate_sealing_key as rotate_sealing_key_command
 from infra.cli import strays as strays_command
 from infra.cli import uninstall as uninstall_command
@@ -47,6 +48,7 @@ app = typer.Typer(
 )
 app.add_typer(faults_commands.app)
 app.add_typer(report_commands.app)
+app.add_typer(review_commands.app)
 console = Console()
 
 LogFolder = Annotated[

@@ -25,6 +25,8 @@ create table if not exists public.credit_accounts (
   -- Bare on purpose, here and below: money outlives the user.
   user_id uuid primary key,
   plan_id text not null references public.plans (id),
+  -- By which others say at their signup that this user brought them.
+  referral_code text,
   available_micros bigint not null default 0 check (available_micros >= 0),
   held_micros bigint not null default 0 check (held_micros >= 0),
   leaving_micros bigint not null default 0 check (leaving_micros >= 0),
@@ -42,6 +44,8 @@ create table if not exists public.credit_accounts (
 );
 comment on table public.credit_accounts is 'Balances of each user in micro-dollars: a cache of doorkey.ledger_entries.';
 create index if not exists credit_accounts_plan on public.credit_accounts (plan_id);
+create unique index if not exists credit_accounts_referral_code
+  on public.credit_accounts (referral_code) where referral_code is not null;
 alter table public.credit_accounts enable row level security;
 revoke all on table public.credit_accounts from public, anon, authenticated, service_role;
 grant select on table public.credit_accounts to authenticated, service_role;
@@ -245,16 +249,25 @@ declare
   v_plan public.plans;
   v_key constant text := 'welcome:' || p_user_id;
 begin
-  insert into public.credit_accounts (user_id, plan_id)
-  select p_user_id, s.default_plan_id from doorkey.settings as s
+  insert into public.credit_accounts (user_id, plan_id, referral_code)
+  select p_user_id, s.default_plan_id,
+         case when s.referral_bonus_micros is not null then left(md5(gen_random_uuid()::text), 16) end
+    from doorkey.settings as s
   on conflict (user_id) do nothing;
+  -- Asked before posting: the plan's welcome may have changed since, and the first one counts. One that is held is one.
+  if exists (select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key)
+     or exists (select from doorkey.welcomes as w where w.user_id = p_user_id) then
+    return;
+  end if;
   select p.* into strict v_plan
     from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
    where a.user_id = p_user_id;
-  -- Asked before posting: the plan's welcome may have changed since, and the first one counts.
-  if v_plan.welcome_credits_micros > 0 and not exists (
-    select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key
-  ) then
+  if (select s.welcome_offers or s.reviews_mail or s.reviews_same_person
+             or num_nonnulls(s.welcome_experiment, s.referral_bonus_micros, s.welcome_at_once_percent,
+                             s.max_signups_per_range) > 0
+        from doorkey.settings as s) then
+    perform doorkey.offer_welcome(p_user_id, v_plan, p_actor, p_request_id);
+  elsif v_plan.welcome_credits_micros > 0 then
     perform doorkey.post_grant(
       p_user_id, 'bonus', v_plan.welcome_credits_micros, v_key, 'Welcome credits', p_actor,
       now() + make_interval(days => v_plan.welcome_credits_days), 50::smallint, p_request_id);

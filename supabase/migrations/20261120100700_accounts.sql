@@ -33,7 +33,7 @@ as $$
                    where l.user_id = a.user_id and l.remaining_micros > 0
                    order by l.priority, l.expires_at nulls last, l.id limit 100) as l),
         'period_started_at', a.period_started_at, 'period_ends_at', a.period_ends_at,
-        'created_at', a.created_at, 'updated_at', a.updated_at,
+        'referral_code', a.referral_code, 'created_at', a.created_at, 'updated_at', a.updated_at,
         'micros_per_credit', (select s.micros_per_credit from doorkey.settings as s))
         from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
        where a.user_id = u.id),

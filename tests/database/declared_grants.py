@@ -47,6 +47,13 @@ TABLES: dict[str, tuple[str, ...]] = {
     "doorkey.key_requests": (),
     "doorkey.used_proofs": (),
     "doorkey.provisioning": (),
+    "doorkey.welcome_offers": (),
+    "doorkey.welcome_arms": (),
+    "doorkey.disposable_domains": (),
+    "doorkey.welcomes": (),
+    "doorkey.promised_credits": (),
+    "doorkey.known_people": (),
+    "doorkey.signup_ranges": (),
 }
 
 # Where only some columns may be read: by role.
@@ -74,6 +81,7 @@ SEQUENCES: dict[str, tuple[str, ...]] = {
     "public.credit_transactions_id_seq": (),
     "doorkey.audit_log_id_seq": (),
     "doorkey.credit_lots_id_seq": (),
+    "doorkey.promised_credits_id_seq": (),
 }
 
 PAGE_OF_TRANSACTIONS = "timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer"
@@ -124,6 +132,10 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     ),
     "public.get_backfill_progress()": ("service_role",),
     "public.report_signups(date, date)": ("service_role",),
+    "public.grant_promised_credits(integer, text)": ("service_role",),
+    "public.list_reviews(integer)": ("service_role",),
+    "public.release_welcome(uuid, text, text)": ("service_role",),
+    "public.claw_back_welcome(uuid, text, text, text)": ("service_role",),
     "public.get_doorkey_health()": ("service_role",),
     "public.reserve_credits(uuid, bigint, integer, text, text, text)": ("service_role",),
     "public.settle_credits(uuid, numeric, text, text, text, text)": ("service_role",),
@@ -191,6 +203,10 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     ),
     "doorkey.backfill_progress()": ("service_role",),
     "doorkey.signup_report(date, date)": ("service_role",),
+    "doorkey.grant_promised_credits(integer, text)": ("service_role",),
+    "doorkey.list_reviews(integer)": ("service_role",),
+    "doorkey.release_welcome(uuid, text, text)": ("service_role",),
+    "doorkey.claw_back_welcome(uuid, text, text, text)": ("service_role",),
     "doorkey.connection()": ("service_role",),
     "doorkey.store_connection(text, text, text, text)": ("service_role",),
     "doorkey.count_sealed_secrets()": ("service_role",),
@@ -253,6 +269,19 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.usable_key(uuid, text)": (),
     "doorkey.want(uuid)": (),
     "doorkey.welcome(uuid, text, text)": (),
+    "doorkey.said_at_signup(jsonb, text)": (),
+    "doorkey.normalise_mail(text)": (),
+    "doorkey.hash_person(text, text)": (),
+    "doorkey.doubt_mail(text)": (),
+    "doorkey.signup_range(uuid)": (),
+    "doorkey.review_reasons(uuid)": (),
+    "doorkey.find_referrer(uuid, jsonb)": (),
+    "doorkey.choose_offer(uuid, jsonb, plans)": (),
+    "doorkey.hash_of_user(text, uuid)": (),
+    "doorkey.give_or_promise(uuid, uuid, text, bigint, integer, text, text, text, text)": (),
+    "doorkey.offer_welcome(uuid, plans, text, text)": (),
+    "doorkey.lock_welcome(uuid)": (),
+    "doorkey.remember_people()": (),
     "doorkey.write_audit(text, text, uuid, text, jsonb)": (),
 }
 

@@ -98,6 +98,7 @@ class Call:
         "proof_invalid",
         "nonce_invalid",
         "days_out_of_range",
+        "review_not_found",
         "null",
         "true",
     ]
@@ -115,6 +116,7 @@ REFUSALS = {
     "proof_invalid": 403,
     "nonce_invalid": 422,
     "days_out_of_range": 422,
+    "review_not_found": 404,
 }
 
 _CALLS = {
@@ -143,6 +145,10 @@ _CALLS = {
     "preview_backfill": Call((None, NOBODY, None, None, 0), "page_out_of_range"),
     "backfill_users": Call((None, NOBODY, None, None, 0, 1, "door"), "page_out_of_range"),
     "backfill_progress": Call((), "progress"),
+    "grant_promised_credits": Call((0, "door"), "page_out_of_range"),
+    "list_reviews": Call((0,), "page_out_of_range"),
+    "release_welcome": Call((NOBODY, "door", "door"), "review_not_found"),
+    "claw_back_welcome": Call((NOBODY, "door", "door", "door"), "review_not_found"),
     "signup_report": Call(("2026-01-02", "2026-01-01"), "days_out_of_range"),
     "connection": Call((), "rows"),
     "store_connection": Call(("nowhere", "door", None, "door"), "webhook_url_invalid"),

@@ -1,0 +1,97 @@
+"""The whole SQL vocabulary of offers: promises that come true, and welcomes that are held until an operator has looked.
+
+The surprising thing: how a user is welcomed is nowhere here. That is decided by the claim, in the database.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from functions.clients.supabase import DatabaseRefused, Rpc, Supabase
+from functions.kit.errors import DoorkeyError, ReviewNotFound, ReviewOver
+
+GRANT_PROMISED = Rpc("grant_promised_credits", ("promised_rows", "request_id"), "service_role")
+LIST_REVIEWS = Rpc("list_reviews", ("review_rows",), "service_role")
+RELEASE = Rpc("release_welcome", ("user_id", "actor", "request_id"), "service_role")
+CLAW_BACK = Rpc("claw_back_welcome", ("user_id", "reason", "actor", "request_id"), "service_role")
+
+_REFUSALS_BY_WORD: dict[str, type[DoorkeyError]] = {kind.code: kind for kind in (ReviewNotFound, ReviewOver)}
+
+
+@dataclass(frozen=True)
+class HeldWelcome:
+    """A welcome that waits for an operator.
+
+    Attributes:
+        user_id: whose.
+        created_at: since when.
+        amount_micros: what they would get in all, without what a referral brings.
+        reasons: what speaks against it: aliased_mail, disposable_mail, same_person, address_range, not_checked.
+        offer_code, experiment, arm: what chose the amount; None: something else did.
+        referrer_id: who brought them.
+    """
+
+    user_id: UUID
+    created_at: datetime
+    amount_micros: int
+    reasons: tuple[str, ...]
+    offer_code: str | None
+    experiment: str | None
+    arm: str | None
+    referrer_id: UUID | None
+
+
+async def grant_promised(database: Supabase, *, promised_rows: int, request_id: str) -> int:
+    """Looks at the next so many promises and gives what has come true; how many."""
+    return int(await database.call(GRANT_PROMISED, {"promised_rows": promised_rows, "request_id": request_id}))
+
+
+async def list_reviews(database: Supabase, *, review_rows: int) -> list[HeldWelcome]:
+    """So many of the welcomes that are held, who waits longest first."""
+    rows = await database.call(LIST_REVIEWS, {"review_rows": review_rows})
+    return [
+        HeldWelcome(
+            user_id=UUID(row["user_id"]),
+            created_at=datetime.fromisoformat(row["created_at"]),
+            amount_micros=row["amount_micros"],
+            reasons=tuple(row["reasons"]),
+            offer_code=row["offer_code"],
+            experiment=row["experiment"],
+            arm=row["arm"],
+            referrer_id=UUID(row["referrer_id"]) if row["referrer_id"] else None,
+        )
+        for row in rows
+    ]
+
+
+async def release_welcome(database: Supabase, user_id: UUID, *, actor: str, request_id: str) -> int:
+    """Gives a held welcome; what was given, in micro-dollars, and 0 if it was given before.
+
+    Raises:
+        ReviewNotFound: no welcome of this user was ever looked at.
+        ReviewOver: it was never held, or was taken back.
+    """
+    arguments = {"user_id": str(user_id), "actor": actor, "request_id": request_id}
+    return await _settle(database, RELEASE, arguments)
+
+
+async def claw_back_welcome(database: Supabase, user_id: UUID, *, reason: str, actor: str, request_id: str) -> int:
+    """Takes a welcome back, held or given; what was reversed, in micro-dollars, and 0 if nothing was given.
+
+    Raises:
+        ReviewNotFound: no welcome of this user was ever looked at.
+    """
+    arguments = {"user_id": str(user_id), "reason": reason, "actor": actor, "request_id": request_id}
+    return await _settle(database, CLAW_BACK, arguments)
+
+
+async def _settle(database: Supabase, rpc: Rpc, arguments: dict[str, str]) -> int:
+    try:
+        return int(await database.call(rpc, arguments))
+    except DatabaseRefused as refusal:
+        kind = _REFUSALS_BY_WORD.get(refusal.word)
+        if kind is None:
+            raise
+        raise kind(refusal.private) from None

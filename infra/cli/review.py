@@ -1,0 +1,126 @@
+"""``doorkey review``: welcomes that are held, because their users look as if they had been here before."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import uuid
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from functions.clients.outside import build_clients
+from functions.kit.settings import Settings
+from functions.offers import store
+from functions.offers.store import HeldWelcome
+from infra.cli.running import errors, run_command
+
+MAX_ROWS = 1_000
+MICROS_PER_DOLLAR = 1_000_000
+
+app = typer.Typer(
+    name="review",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Welcomes that are held until somebody has looked. Needs the functions' environment (docs/settings.md).",
+)
+console = Console()
+
+User = Annotated[uuid.UUID, typer.Argument(help="Whose welcome: the user's id.")]
+
+
+@app.command("list", epilog="Example: [bold]doorkey review list --rows 20[/bold]")
+def list_(
+    rows: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="At most so many.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Shows whose welcome is held and why, who waits longest first. Shows no address."""
+    run_command(_list(rows, as_json))
+
+
+@app.command(epilog="Example: [bold]doorkey review release 7b0c7a0e-5c1f-4a55-9d3e-0f3f2f6f4f10[/bold]")
+def release(user: User) -> None:
+    """Gives a held welcome, and what came with a referral. The key's limit follows within a minute."""
+    run_command(_release(user))
+
+
+@app.command(
+    "claw-back",
+    epilog="Example: [bold]doorkey review claw-back 7b0c7a0e-5c1f-4a55-9d3e-0f3f2f6f4f10 --reason 'not new'[/bold]",
+)
+def claw_back(
+    user: User, reason: Annotated[str, typer.Option(help="Why; the user sees it among their transactions.")]
+) -> None:
+    """Refuses a held welcome, or takes back one that was given, by a reversing entry: what was spent of it is owed.
+
+    What others were promised for bringing this user is not given any more.
+    """
+    run_command(_claw_back(user, reason))
+
+
+async def _list(rows: int, as_json: bool) -> None:
+    clients = build_clients(Settings.from_environment())
+    async with clients.http:
+        held = await store.list_reviews(clients.supabase, review_rows=rows)
+    if as_json:
+        console.print_json(json.dumps([_as_json(welcome) for welcome in held]))
+        return
+    if not held:
+        console.print("No welcome is held.")
+        return
+    console.print(_table(held))
+    more = " There may be more: --rows." if len(held) == rows else ""
+    console.print(f"{len(held)} {'welcome is' if len(held) == 1 else 'welcomes are'} held.{more}")
+
+
+async def _release(user: uuid.UUID) -> None:
+    clients = build_clients(Settings.from_environment())
+    async with clients.http:
+        given = await store.release_welcome(clients.supabase, user, actor=_actor(), request_id=uuid.uuid4().hex)
+    console.print(f"{_dollars(given)} given; the key's limit follows within a minute.")
+
+
+async def _claw_back(user: uuid.UUID, reason: str) -> None:
+    if not 1 <= len(reason.strip()) <= 500:
+        errors.print("--reason takes 1 to 500 characters.", style="bold red")
+        raise typer.Exit(2)
+    clients = build_clients(Settings.from_environment())
+    async with clients.http:
+        taken = await store.claw_back_welcome(
+            clients.supabase, user, reason=reason, actor=_actor(), request_id=uuid.uuid4().hex
+        )
+    console.print(f"{_dollars(taken)} taken back; what was promised is not given any more.")
+
+
+def _actor() -> str:
+    return f"operator:{getpass.getuser()}"[:200]
+
+
+def _table(held: list[HeldWelcome]) -> Table:
+    table = Table("user", "since", "welcome", "because", "by", "brought by")
+    for welcome in held:
+        chosen_by = welcome.offer_code or (welcome.experiment and f"{welcome.experiment} / {welcome.arm}") or "plan"
+        table.add_row(
+            str(welcome.user_id),
+            f"{welcome.created_at:%Y-%m-%d %H:%M}",
+            _dollars(welcome.amount_micros),
+            ", ".join(welcome.reasons),
+            chosen_by,
+            str(welcome.referrer_id or "-"),
+        )
+    return table
+
+
+def _as_json(welcome: HeldWelcome) -> dict[str, object]:
+    return {
+        **vars(welcome),
+        "user_id": str(welcome.user_id),
+        "created_at": welcome.created_at.isoformat(),
+        "referrer_id": str(welcome.referrer_id) if welcome.referrer_id else None,
+    }
+
+
+def _dollars(micros: int) -> str:
+    return f"${micros / MICROS_PER_DOLLAR:.2f}"
