@@ -72,6 +72,7 @@ create type "doorkey"."provisioning_state" as enum (
 create table "public"."credit_accounts" (
   "user_id"           uuid                     not null,
   "plan_id"           text                     not null,
+  "referral_code"     text,
   "available_micros"  bigint                   not null default 0,
   "held_micros"       bigint                   not null default 0,
   "leaving_micros"    bigint                   not null default 0,
@@ -98,6 +99,9 @@ alter table "public"."credit_accounts"
   enable row level security;
 
 create index credit_accounts_plan on public.credit_accounts using btree (plan_id);
+
+create unique index credit_accounts_referral_code on public.credit_accounts using btree (referral_code)
+  where (referral_code is not null);
 
 create policy "Users may read their own account" on "public"."credit_accounts"
   for select
@@ -492,6 +496,17 @@ create index credit_takings_lot on doorkey.credit_takings using btree (lot_id);
 
 create index credit_takings_user on doorkey.credit_takings using btree (user_id);
 
+-- doorkey.disposable_domains
+
+create table "doorkey"."disposable_domains" (
+  "domain" text not null,
+  constraint "disposable_domains_domain_check" check (((domain = lower(domain)) AND (domain ~ '^[^@[:space:]]+\.[^@[:space:]]+$'::text))),
+  constraint "disposable_domains_pkey" primary key (domain)
+);
+
+alter table "doorkey"."disposable_domains"
+  enable row level security;
+
 -- doorkey.key_requests
 
 create table "doorkey"."key_requests" (
@@ -505,6 +520,18 @@ alter table "doorkey"."key_requests"
   enable row level security;
 
 create index key_requests_time on doorkey.key_requests using btree (requested_at);
+
+-- doorkey.known_people
+
+create table "doorkey"."known_people" (
+  "person_hash" text                     not null,
+  "user_id"     uuid                     not null,
+  "created_at"  timestamp with time zone not null default now(),
+  constraint "known_people_pkey" primary key (person_hash)
+);
+
+alter table "doorkey"."known_people"
+  enable row level security;
 
 -- doorkey.ledger_entries
 
@@ -533,6 +560,34 @@ create trigger refuse_rewriting
   before delete or update or truncate on doorkey.ledger_entries
   for each STATEMENT
   execute function doorkey.refuse_rewriting();
+
+-- doorkey.promised_credits
+
+create table "doorkey"."promised_credits" (
+  "id"              bigint                   generated always as identity not null,
+  "user_id"         uuid                     not null,
+  "about_user_id"   uuid                     not null,
+  "waits_for"       text                     not null,
+  "amount_micros"   bigint                   not null,
+  "days"            integer,
+  "idempotency_key" text                     not null,
+  "reason"          text                     not null,
+  "lapses_at"       timestamp with time zone not null,
+  "created_at"      timestamp with time zone not null default now(),
+  constraint "promised_credits_amount_micros_check" check ((amount_micros > 0)),
+  constraint "promised_credits_days_check" check ((days > 0)),
+  constraint "promised_credits_idempotency_key_key" unique (idempotency_key),
+  constraint "promised_credits_pkey" primary key (id),
+  constraint "promised_credits_waits_for_check" check ((waits_for = ANY (ARRAY['review'::text, 'confirmed'::text, 'first_call'::text, 'key'::text]))),
+  constraint "promised_credits_about_user_id_fkey" foreign key (about_user_id) references doorkey.welcomes(user_id)
+);
+
+alter table "doorkey"."promised_credits"
+  enable row level security;
+
+create index promised_credits_about on doorkey.promised_credits using btree (about_user_id);
+
+create index promised_credits_user on doorkey.promised_credits using btree (user_id);
 
 -- doorkey.provisioning
 
@@ -626,38 +681,56 @@ create index sealed_secrets_sealing_key on doorkey.sealed_secrets using btree (s
 -- doorkey.settings
 
 create table "doorkey"."settings" (
-  "only_row"               boolean                  not null default true,
-  "installed_at"           timestamp with time zone not null default now(),
-  "provision_on"           text                     not null default 'confirmed'::text,
-  "provision_anonymous"    boolean                  not null default false,
-  "owns_profiles"          boolean                  not null default false,
-  "fills_host_profiles"    boolean                  not null default false,
-  "key_reveal"             text                     not null default 'always'::text,
-  "rotation_grace_seconds" integer                  not null default 3600,
-  "micros_per_credit"      bigint                   not null default 1000000,
-  "default_plan_id"        text                     not null default 'trial'::text,
-  "max_keys_per_hour"      integer                  default 500,
-  "held_reason"            text,
-  "held_until"             timestamp with time zone,
-  "outage_failures"        integer                  not null default 0,
-  "audit_days"             integer                  not null default 365,
-  "sweep_cursor"           uuid,
-  "heal_cursor"            uuid,
-  "last_sweep_at"          timestamp with time zone,
-  "webhook_url"            text,
-  "webhook_secret"         text,
+  "only_row"                boolean                  not null default true,
+  "installed_at"            timestamp with time zone not null default now(),
+  "provision_on"            text                     not null default 'confirmed'::text,
+  "provision_anonymous"     boolean                  not null default false,
+  "owns_profiles"           boolean                  not null default false,
+  "fills_host_profiles"     boolean                  not null default false,
+  "key_reveal"              text                     not null default 'always'::text,
+  "rotation_grace_seconds"  integer                  not null default 3600,
+  "micros_per_credit"       bigint                   not null default 1000000,
+  "default_plan_id"         text                     not null default 'trial'::text,
+  "max_keys_per_hour"       integer                  default 500,
+  "held_reason"             text,
+  "held_until"              timestamp with time zone,
+  "outage_failures"         integer                  not null default 0,
+  "audit_days"              integer                  not null default 365,
+  "sweep_cursor"            uuid,
+  "heal_cursor"             uuid,
+  "last_sweep_at"           timestamp with time zone,
+  "webhook_url"             text,
+  "webhook_secret"          text,
+  "welcome_offers"          boolean                  not null default false,
+  "welcome_experiment"      text,
+  "referral_bonus_micros"   bigint,
+  "referral_bonus_days"     integer                  default 30,
+  "max_referrals"           integer                  not null default 10,
+  "welcome_at_once_percent" smallint,
+  "welcome_rest_on"         text                     not null default 'first_call'::text,
+  "reviews_mail"            boolean                  not null default false,
+  "reviews_same_person"     boolean                  not null default false,
+  "max_signups_per_range"   integer,
+  "person_salt"             text                     not null default ((gen_random_uuid())::text || (gen_random_uuid())::text),
+  "promise_cursor"          bigint                   not null default 0,
   constraint "settings_audit_days_check" check ((audit_days > 0)),
   constraint "settings_check" check (((held_reason IS NULL) = (held_until IS NULL))),
   constraint "settings_key_reveal_check" check ((key_reveal = ANY (ARRAY['once'::text, 'always'::text]))),
   constraint "settings_max_keys_per_hour_check" check ((max_keys_per_hour > 0)),
+  constraint "settings_max_referrals_check" check ((max_referrals > 0)),
+  constraint "settings_max_signups_per_range_check" check ((max_signups_per_range > 0)),
   constraint "settings_micros_per_credit_check" check ((micros_per_credit > 0)),
   constraint "settings_only_row_check" check (only_row),
   constraint "settings_outage_failures_check" check ((outage_failures >= 0)),
   constraint "settings_pkey" primary key (only_row),
   constraint "settings_provision_on_check" check ((provision_on = ANY (ARRAY['confirmed'::text, 'created'::text, 'manual'::text]))),
+  constraint "settings_referral_bonus_days_check" check ((referral_bonus_days > 0)),
+  constraint "settings_referral_bonus_micros_check" check (((referral_bonus_micros >= 1) AND (referral_bonus_micros <= '1000000000000'::bigint))),
   constraint "settings_rotation_grace_seconds_check" check (((rotation_grace_seconds >= 0) AND (rotation_grace_seconds <= 604800))),
   constraint "settings_webhook_secret_check" check ((webhook_secret ~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$'::text)),
   constraint "settings_webhook_url_check" check ((webhook_url ~ '^https?://'::text)),
+  constraint "settings_welcome_at_once_percent_check" check (((welcome_at_once_percent >= 1) AND (welcome_at_once_percent <= 99))),
+  constraint "settings_welcome_rest_on_check" check ((welcome_rest_on = ANY (ARRAY['confirmed'::text, 'first_call'::text]))),
   constraint "settings_default_plan_id_fkey" foreign key (default_plan_id) references public.plans(id)
 );
 
@@ -665,6 +738,22 @@ alter table "doorkey"."settings"
   enable row level security;
 
 create index settings_default_plan on doorkey.settings using btree (default_plan_id);
+
+-- doorkey.signup_ranges
+
+create table "doorkey"."signup_ranges" (
+  "user_id"    uuid                     not null,
+  "range_hash" text                     not null,
+  "created_at" timestamp with time zone not null default now(),
+  constraint "signup_ranges_pkey" primary key (user_id)
+);
+
+alter table "doorkey"."signup_ranges"
+  enable row level security;
+
+create index signup_ranges_created on doorkey.signup_ranges using btree (created_at);
+
+create index signup_ranges_range on doorkey.signup_ranges using btree (range_hash, created_at);
 
 -- doorkey.used_proofs
 
@@ -679,6 +768,78 @@ alter table "doorkey"."used_proofs"
   enable row level security;
 
 create index used_proofs_expired on doorkey.used_proofs using btree (expires_at);
+
+-- doorkey.welcome_arms
+
+create table "doorkey"."welcome_arms" (
+  "experiment"    text    not null,
+  "arm"           text    not null,
+  "weight"        integer not null default 1,
+  "amount_micros" bigint  not null,
+  "days"          integer,
+  constraint "welcome_arms_amount_micros_check" check (((amount_micros >= 0) AND (amount_micros <= '1000000000000'::bigint))),
+  constraint "welcome_arms_arm_check" check (((length(arm) >= 1) AND (length(arm) <= 63))),
+  constraint "welcome_arms_days_check" check ((days > 0)),
+  constraint "welcome_arms_experiment_check" check (((length(experiment) >= 1) AND (length(experiment) <= 63))),
+  constraint "welcome_arms_pkey" primary key (experiment, arm),
+  constraint "welcome_arms_weight_check" check (((weight >= 0) AND (weight <= 1000000)))
+);
+
+alter table "doorkey"."welcome_arms"
+  enable row level security;
+
+-- doorkey.welcome_offers
+
+create table "doorkey"."welcome_offers" (
+  "code"          text                     not null,
+  "amount_micros" bigint                   not null,
+  "days"          integer,
+  "starts_at"     timestamp with time zone not null default now(),
+  "ends_at"       timestamp with time zone,
+  "max_grants"    integer,
+  "granted"       integer                  not null default 0,
+  constraint "welcome_offers_amount_micros_check" check (((amount_micros >= 0) AND (amount_micros <= '1000000000000'::bigint))),
+  constraint "welcome_offers_check1" check (((granted >= 0) AND (granted <= max_grants))),
+  constraint "welcome_offers_check" check ((ends_at > starts_at)),
+  constraint "welcome_offers_code_check" check ((code ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'::text)),
+  constraint "welcome_offers_days_check" check ((days > 0)),
+  constraint "welcome_offers_max_grants_check" check ((max_grants > 0)),
+  constraint "welcome_offers_pkey" primary key (code)
+);
+
+alter table "doorkey"."welcome_offers"
+  enable row level security;
+
+-- doorkey.welcomes
+
+create table "doorkey"."welcomes" (
+  "user_id"        uuid                     not null,
+  "amount_micros"  bigint                   not null,
+  "offer_code"     text,
+  "experiment"     text,
+  "arm"            text,
+  "referrer_id"    uuid,
+  "review"         text                     not null,
+  "review_reasons" text[]                   not null default '{}'::text[],
+  "created_at"     timestamp with time zone not null default now(),
+  "reviewed_at"    timestamp with time zone,
+  constraint "welcomes_amount_micros_check" check ((amount_micros >= 0)),
+  constraint "welcomes_check1" check (((experiment IS NULL) = (arm IS NULL))),
+  constraint "welcomes_check2" check (((review = ANY (ARRAY['none'::text, 'held'::text])) = (reviewed_at IS NULL))),
+  constraint "welcomes_check3" check (((review <> 'held'::text) OR (cardinality(review_reasons) > 0))),
+  constraint "welcomes_check" check ((referrer_id <> user_id)),
+  constraint "welcomes_pkey" primary key (user_id),
+  constraint "welcomes_review_check" check ((review = ANY (ARRAY['none'::text, 'held'::text, 'released'::text, 'refused'::text, 'clawed_back'::text])))
+);
+
+alter table "doorkey"."welcomes"
+  enable row level security;
+
+create index welcomes_held on doorkey.welcomes using btree (created_at, user_id)
+  where (review = 'held'::text);
+
+create index welcomes_referrer on doorkey.welcomes using btree (referrer_id)
+  where (referrer_id is not null);
 
 -- auth.users
 
@@ -777,6 +938,23 @@ create or replace function public.classify_keys (
 revoke all on function "public"."classify_keys"(text[], uuid[], integer[]) from public;
 
 grant execute on function "public"."classify_keys"(text[], uuid[], integer[]) to "service_role";
+
+-- public.claw_back_welcome
+
+create or replace function public.claw_back_welcome (
+  user_id    uuid,
+  reason     text,
+  actor      text,
+  request_id text
+)
+  returns bigint
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.claw_back_welcome($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."claw_back_welcome"(uuid, text, text, text) from public;
+
+grant execute on function "public"."claw_back_welcome"(uuid, text, text, text) to "service_role";
 
 -- public.count_sealed_secrets
 
@@ -1120,6 +1298,21 @@ revoke all on function "public"."get_usage"(uuid, date, date, date, text, intege
 
 grant execute on function "public"."get_usage"(uuid, date, date, date, text, integer) to "service_role";
 
+-- public.grant_promised_credits
+
+create or replace function public.grant_promised_credits (
+  promised_rows integer,
+  request_id    text
+)
+  returns integer
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.grant_promised_credits($1, $2); $function$;
+
+revoke all on function "public"."grant_promised_credits"(integer, text) from public;
+
+grant execute on function "public"."grant_promised_credits"(integer, text) to "service_role";
+
 -- public.hold_my_provisioning
 
 create or replace function public.hold_my_provisioning (
@@ -1200,6 +1393,30 @@ revoke all on function "public"."list_my_transactions"(text[], timestamp with ti
 grant execute
   on function "public"."list_my_transactions"(text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
   to "authenticated";
+
+-- public.list_reviews
+
+create or replace function public.list_reviews (
+  review_rows integer
+)
+  returns table (
+    user_id       uuid,
+    created_at    timestamp with time zone,
+    amount_micros bigint,
+    reasons       text[],
+    offer_code    text,
+    experiment    text,
+    arm           text,
+    referrer_id   uuid
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.list_reviews($1); $function$;
+
+revoke all on function "public"."list_reviews"(integer) from public;
+
+grant execute on function "public"."list_reviews"(integer) to "service_role";
 
 -- public.list_sealed_secrets
 
@@ -1402,6 +1619,22 @@ create or replace function public.release_my_hold (
 revoke all on function "public"."release_my_hold"(uuid, text, text, bigint, text) from public;
 
 grant execute on function "public"."release_my_hold"(uuid, text, text, bigint, text) to "authenticated";
+
+-- public.release_welcome
+
+create or replace function public.release_welcome (
+  user_id    uuid,
+  actor      text,
+  request_id text
+)
+  returns bigint
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.release_welcome($1, $2, $3); $function$;
+
+revoke all on function "public"."release_welcome"(uuid, text, text) from public;
+
+grant execute on function "public"."release_welcome"(uuid, text, text) to "service_role";
 
 -- public.report_signups
 
@@ -1716,7 +1949,7 @@ create or replace function doorkey.account_of (
                    where l.user_id = a.user_id and l.remaining_micros > 0
                    order by l.priority, l.expires_at nulls last, l.id limit 100) as l),
         'period_started_at', a.period_started_at, 'period_ends_at', a.period_ends_at,
-        'created_at', a.created_at, 'updated_at', a.updated_at,
+        'referral_code', a.referral_code, 'created_at', a.created_at, 'updated_at', a.updated_at,
         'micros_per_credit', (select s.micros_per_credit from doorkey.settings as s))
         from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
        where a.user_id = u.id),
@@ -2096,6 +2329,66 @@ $function$;
 
 revoke all on function "doorkey"."check_proof"(text) from public;
 
+-- doorkey.choose_offer
+
+create or replace function doorkey.choose_offer (
+  p_user_id  uuid,
+  p_metadata jsonb,
+  p_plan     public.plans,
+  OUT        amount_micros bigint,
+  OUT        days integer,
+  OUT        offer_code text,
+  OUT        experiment text,
+  OUT        arm text
+)
+  returns record
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_settings doorkey.settings;
+  v_offer doorkey.welcome_offers;
+begin
+  select * into v_settings from doorkey.settings;
+  amount_micros := p_plan.welcome_credits_micros;
+  days := p_plan.welcome_credits_days;
+  if v_settings.welcome_offers then
+    for v_offer in
+      select o.* from unnest(array['campaign', 'referral_source']) with ordinality as k (name, n)
+        join doorkey.welcome_offers as o on o.code = doorkey.said_at_signup(p_metadata, k.name)
+       where now() >= o.starts_at and (o.ends_at is null or now() < o.ends_at)
+       order by k.n
+    loop
+      if v_offer.max_grants is not null then
+        update doorkey.welcome_offers as o set granted = o.granted + 1
+         where o.code = v_offer.code and o.granted < o.max_grants;
+        continue when not found;
+      end if;
+      amount_micros := v_offer.amount_micros;
+      days := v_offer.days;
+      offer_code := v_offer.code;
+      return;
+    end loop;
+  end if;
+  if v_settings.welcome_experiment is not null then
+    select a.amount_micros, a.days, a.experiment, a.arm into amount_micros, days, experiment, arm
+      from (
+        select w.*, sum(w.weight) over (order by w.arm) as up_to, sum(w.weight) over () as total
+          from doorkey.welcome_arms as w where w.experiment = v_settings.welcome_experiment
+      ) as a
+     where a.up_to > doorkey.hash_of_user(v_settings.welcome_experiment, p_user_id) % nullif(a.total, 0)
+     order by a.up_to limit 1;
+    if not found then
+      amount_micros := p_plan.welcome_credits_micros;
+      days := p_plan.welcome_credits_days;
+    end if;
+  end if;
+end
+$function$;
+
+revoke all on function "doorkey"."choose_offer"(uuid, jsonb, public.plans) from public;
+
 -- doorkey.claim_my_provisioning
 
 create or replace function doorkey.claim_my_provisioning (
@@ -2268,6 +2561,56 @@ $function$;
 revoke all on function "doorkey"."classify_keys"(text[], uuid[], integer[]) from public;
 
 grant execute on function "doorkey"."classify_keys"(text[], uuid[], integer[]) to "service_role";
+
+-- doorkey.claw_back_welcome
+
+create or replace function doorkey.claw_back_welcome (
+  p_user_id    uuid,
+  p_reason     text,
+  p_actor      text,
+  p_request_id text
+)
+  returns bigint
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_review text;
+  v_given record;
+  v_taken bigint := 0;
+begin
+  if p_reason is null or length(btrim(p_reason)) not between 1 and 500 then
+    raise sqlstate 'PT422' using message = 'reason_invalid', hint = 'Say why in 1 to 500 characters.';
+  end if;
+  v_review := doorkey.lock_welcome(p_user_id);
+  if v_review in ('refused', 'clawed_back') then
+    return 0;
+  end if;
+  delete from doorkey.promised_credits as p where p.about_user_id = p_user_id;
+  for v_given in
+    select t.id, t.amount_micros from public.credit_transactions as t
+     where t.type = 'bonus' and t.user_id = p_user_id
+       and t.idempotency_key in ('welcome:' || p_user_id, 'welcome-rest:' || p_user_id, 'referred:' || p_user_id)
+     order by t.id
+  loop
+    perform doorkey.take_credits(p_user_id, 'adjustment', v_given.amount_micros, 'claw-back:' || v_given.id, p_reason,
+                                 p_actor, p_request_id,
+                                 (select l.id from doorkey.credit_lots as l where l.transaction_id = v_given.id));
+    v_taken := v_taken + v_given.amount_micros;
+  end loop;
+  update doorkey.welcomes as w
+     set review = case v_review when 'held' then 'refused' else 'clawed_back' end, reviewed_at = now()
+   where w.user_id = p_user_id;
+  perform doorkey.write_audit(p_actor, 'welcome.clawed_back', p_user_id, p_request_id,
+    jsonb_build_object('before', v_review, 'taken_micros', v_taken, 'reason', p_reason));
+  return v_taken;
+end
+$function$;
+
+revoke all on function "doorkey"."claw_back_welcome"(uuid, text, text, text) from public;
+
+grant execute on function "doorkey"."claw_back_welcome"(uuid, text, text, text) to "service_role";
 
 -- doorkey.close_hold
 
@@ -2490,6 +2833,34 @@ create or replace function doorkey.digest_secret (
 
 revoke all on function "doorkey"."digest_secret"(text) from public;
 
+-- doorkey.doubt_mail
+
+create or replace function doorkey.doubt_mail (
+  p_email text
+)
+  returns text[]
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select coalesce(array_agg(d.reason), '{}')
+    from regexp_match(lower(btrim(p_email)), '^(.+)@([^@]+)$') as m (parts)
+   cross join lateral (
+     -- Three dots: the first two are how people write their names.
+     select 'aliased_mail' as reason
+      where strpos(m.parts[1], '+') > 0
+         or (m.parts[2] in ('gmail.com', 'googlemail.com')
+             and length(m.parts[1]) - length(replace(m.parts[1], '.', '')) >= 3)
+     union all
+     select 'disposable_mail'
+      where exists (select from doorkey.disposable_domains as o
+                     where o.domain = m.parts[2] or right(m.parts[2], length(o.domain) + 1) = '.' || o.domain)
+   ) as d;
+$function$;
+
+revoke all on function "doorkey"."doubt_mail"(text) from public;
+
 -- doorkey.due_provisioning
 
 create or replace function doorkey.due_provisioning (
@@ -2661,6 +3032,40 @@ end
 $function$;
 
 revoke all on function "doorkey"."fill_profile"(uuid) from public;
+
+-- doorkey.find_referrer
+
+create or replace function doorkey.find_referrer (
+  p_user_id  uuid,
+  p_metadata jsonb
+)
+  returns uuid
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_referrer_id uuid;
+begin
+  select a.user_id into v_referrer_id
+    from public.credit_accounts as a
+   where a.referral_code = doorkey.said_at_signup(p_metadata, 'referral_code') and a.user_id <> p_user_id
+     and (doorkey.desired_key(a.user_id)).is_enabled;
+  if not found then
+    return null;
+  end if;
+  -- One after the other, or the cap is passed. Not by the referrer's account: nobody holds two people's rows.
+  perform pg_catalog.pg_advisory_xact_lock(
+    pg_catalog.hashtext('doorkey.find_referrer'), pg_catalog.hashtext(v_referrer_id::text));
+  if (select count(*) from doorkey.welcomes as w where w.referrer_id = v_referrer_id and w.review <> 'refused')
+     >= (select s.max_referrals from doorkey.settings as s) then
+    return null;
+  end if;
+  return v_referrer_id;
+end
+$function$;
+
+revoke all on function "doorkey"."find_referrer"(uuid, jsonb) from public;
 
 -- doorkey.finish_key_deletion
 
@@ -2978,6 +3383,43 @@ $function$;
 
 revoke all on function "doorkey"."follow_hold"(doorkey.credit_holds) from public;
 
+-- doorkey.give_or_promise
+
+create or replace function doorkey.give_or_promise (
+  p_user_id         uuid,
+  p_about_user_id   uuid,
+  p_waits_for       text,
+  p_amount_micros   bigint,
+  p_days            integer,
+  p_idempotency_key text,
+  p_reason          text,
+  p_actor           text,
+  p_request_id      text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_amount_micros <= 0 then
+    return;
+  end if;
+  if p_waits_for is null then
+    perform doorkey.post_grant(p_user_id, 'bonus', p_amount_micros, p_idempotency_key, p_reason, p_actor,
+                               now() + make_interval(days => p_days), 50::smallint, p_request_id);
+    return;
+  end if;
+  insert into doorkey.promised_credits
+    (user_id, about_user_id, waits_for, amount_micros, days, idempotency_key, reason, lapses_at)
+  values (p_user_id, p_about_user_id, p_waits_for, p_amount_micros, p_days, p_idempotency_key, p_reason,
+          now() + make_interval(days => case when p_waits_for in ('confirmed', 'first_call') then coalesce(p_days, 365)
+                                             else 365 end));
+end
+$function$;
+
+revoke all on function "doorkey"."give_or_promise"(uuid, uuid, text, bigint, integer, text, text, text, text) from public;
+
 -- doorkey.grant_credits
 
 create or replace function doorkey.grant_credits (
@@ -3003,6 +3445,108 @@ end
 $function$;
 
 revoke all on function "doorkey"."grant_credits"(uuid, text, bigint, text, text, text, timestamp with time zone, text) from public;
+
+-- doorkey.grant_promised_credits
+
+create or replace function doorkey.grant_promised_credits (
+  p_rows       integer,
+  p_request_id text
+)
+  returns integer
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_cursor bigint;
+  v_page bigint[];
+  v_due doorkey.promised_credits;
+  v_count integer := 0;
+begin
+  if p_rows is null or p_rows not between 1 and 10000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Look at 1 to 10000 promises at a time.';
+  end if;
+  select s.promise_cursor into v_cursor from doorkey.settings as s;
+  select array_agg(page.id order by page.id) into v_page
+    from (select p.id from doorkey.promised_credits as p where p.id > v_cursor order by p.id limit p_rows) as page;
+  if v_page is not null or v_cursor > 0 then
+    update doorkey.settings
+       set promise_cursor = case when cardinality(v_page) = p_rows then v_page[p_rows] else 0 end;
+  end if;
+  for v_due in
+    select p.* from doorkey.promised_credits as p
+      join doorkey.welcomes as w on w.user_id = p.about_user_id
+     where p.id = any (v_page) and w.review in ('none', 'released') and (doorkey.desired_key(p.user_id)).is_present
+       and case p.waits_for
+             when 'confirmed' then exists (
+               select from auth.users as u
+                where u.id = p.user_id and (u.email_confirmed_at is not null or u.phone_confirmed_at is not null))
+             when 'first_call' then exists (
+               select from public.credit_transactions as t where t.user_id = p.user_id and t.type = 'usage')
+             when 'key' then exists (
+               select from doorkey.provisioning as k where k.user_id = p.about_user_id and k.ready_at is not null)
+             else false
+           end
+  loop
+    perform from doorkey.provisioning as p where p.user_id = v_due.user_id for update skip locked;
+    continue when not found;
+    perform from public.credit_accounts as a where a.user_id = v_due.user_id for no key update skip locked;
+    continue when not found;
+    -- Somebody may have given or taken it back meanwhile.
+    delete from doorkey.promised_credits as p where p.id = v_due.id;
+    continue when not found;
+    perform doorkey.want(v_due.user_id);
+    perform doorkey.give_or_promise(v_due.user_id, v_due.about_user_id, null, v_due.amount_micros, v_due.days,
+                                    v_due.idempotency_key, v_due.reason, 'sweep', p_request_id);
+    v_count := v_count + 1;
+  end loop;
+  delete from doorkey.promised_credits as p where p.id = any (v_page) and p.lapses_at <= now() and p.waits_for <> 'review';
+  delete from doorkey.signup_ranges as r using (
+    select o.user_id from doorkey.signup_ranges as o where o.created_at < now() - interval '1 day'
+     order by o.created_at limit 10000) as old
+   where r.user_id = old.user_id;
+  return v_count;
+end
+$function$;
+
+revoke all on function "doorkey"."grant_promised_credits"(integer, text) from public;
+
+grant execute on function "doorkey"."grant_promised_credits"(integer, text) to "service_role";
+
+-- doorkey.hash_of_user
+
+create or replace function doorkey.hash_of_user (
+  p_experiment text,
+  p_user_id    uuid
+)
+  returns bigint
+  language sql
+  immutable
+  security definer
+  set search_path to ''
+  AS $function$ select ('x' || left(md5(p_experiment || ':' || p_user_id), 8))::bit(32)::bigint; $function$;
+
+revoke all on function "doorkey"."hash_of_user"(text, uuid) from public;
+
+-- doorkey.hash_person
+
+create or replace function doorkey.hash_person (
+  p_email text,
+  p_phone text
+)
+  returns text
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select encode(sha256(convert_to(
+           s.person_salt || ':' || coalesce('mail:' || doorkey.normalise_mail(p_email), 'phone:' || nullif(p_phone, '')),
+           'UTF8')), 'hex')
+    from doorkey.settings as s;
+$function$;
+
+revoke all on function "doorkey"."hash_person"(text, text) from public;
 
 -- doorkey.health
 
@@ -3317,6 +3861,40 @@ revoke all on function "doorkey"."list_due_provisioning"(integer) from public;
 
 grant execute on function "doorkey"."list_due_provisioning"(integer) to "service_role";
 
+-- doorkey.list_reviews
+
+create or replace function doorkey.list_reviews (
+  p_rows integer
+)
+  returns table (
+    user_id       uuid,
+    created_at    timestamp with time zone,
+    amount_micros bigint,
+    reasons       text[],
+    offer_code    text,
+    experiment    text,
+    arm           text,
+    referrer_id   uuid
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  return query
+    select w.user_id, w.created_at, w.amount_micros, w.review_reasons, w.offer_code, w.experiment, w.arm, w.referrer_id
+      from doorkey.welcomes as w where w.review = 'held' order by w.created_at, w.user_id limit p_rows;
+end
+$function$;
+
+revoke all on function "doorkey"."list_reviews"(integer) from public;
+
+grant execute on function "doorkey"."list_reviews"(integer) to "service_role";
+
 -- doorkey.list_sealed_secrets
 
 create or replace function doorkey.list_sealed_secrets (
@@ -3404,6 +3982,31 @@ end
 $function$;
 
 revoke all on function "doorkey"."lock_hold"(uuid, uuid) from public;
+
+-- doorkey.lock_welcome
+
+create or replace function doorkey.lock_welcome (
+  p_user_id uuid
+)
+  returns text
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_review text;
+begin
+  if not exists (select from doorkey.welcomes as w where w.user_id = p_user_id) then
+    raise sqlstate 'PT404' using message = 'review_not_found', hint = 'No welcome of this user was ever looked at.';
+  end if;
+  perform doorkey.want(p_user_id);
+  perform doorkey.lock_account(p_user_id);
+  select w.review into strict v_review from doorkey.welcomes as w where w.user_id = p_user_id for update;
+  return v_review;
+end
+$function$;
+
+revoke all on function "doorkey"."lock_welcome"(uuid) from public;
 
 -- doorkey.look_again
 
@@ -3651,6 +4254,25 @@ $function$;
 
 revoke all on function "doorkey"."next_old_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
 
+-- doorkey.normalise_mail
+
+create or replace function doorkey.normalise_mail (
+  p_email text
+)
+  returns text
+  language sql
+  immutable
+  security definer
+  set search_path to ''
+  AS $function$
+  select case when m.parts[2] in ('gmail.com', 'googlemail.com')
+              then replace(split_part(m.parts[1], '+', 1), '.', '') || '@gmail.com'
+              else split_part(m.parts[1], '+', 1) || '@' || m.parts[2] end
+    from regexp_match(lower(btrim(p_email)), '^(.+)@([^@]+)$') as m (parts);
+$function$;
+
+revoke all on function "doorkey"."normalise_mail"(text) from public;
+
 -- doorkey.note_plan
 
 create or replace function doorkey.note_plan()
@@ -3701,6 +4323,75 @@ end
 $function$;
 
 revoke all on function "doorkey"."note_trouble"(text, uuid, text, text) from public;
+
+-- doorkey.offer_welcome
+
+create or replace function doorkey.offer_welcome (
+  p_user_id    uuid,
+  p_plan       public.plans,
+  p_actor      text,
+  p_request_id text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_settings doorkey.settings;
+  v_metadata jsonb;
+  v_is_confirmed boolean;
+  v_reasons text[] := '{}';
+  v_referrer_id uuid;
+  v_offer record;
+  v_hold text;
+  v_rest bigint := 0;
+  v_reason text := 'Welcome credits';
+begin
+  select * into v_settings from doorkey.settings;
+  select u.raw_user_meta_data, u.email_confirmed_at is not null or u.phone_confirmed_at is not null
+    into v_metadata, v_is_confirmed
+    from auth.users as u where u.id = p_user_id;
+  begin
+    v_reasons := doorkey.review_reasons(p_user_id);
+  exception when data_exception or integrity_constraint_violation or syntax_error_or_access_rule_violation then
+    -- Whoever can't be looked at here is looked at by a person.
+    perform doorkey.note_trouble('welcome.not_checked', p_user_id, sqlstate, null);
+    v_reasons := array['not_checked'];
+  end;
+  if v_settings.referral_bonus_micros is not null then
+    v_referrer_id := doorkey.find_referrer(p_user_id, v_metadata);
+  end if;
+  select * into v_offer from doorkey.choose_offer(p_user_id, v_metadata, p_plan);
+  v_hold := case when cardinality(v_reasons) > 0 then 'review' end;
+  if v_settings.welcome_at_once_percent is not null
+     and not (v_settings.welcome_rest_on = 'confirmed' and v_is_confirmed) then
+    v_rest := v_offer.amount_micros - ceil(v_offer.amount_micros * v_settings.welcome_at_once_percent / 100.0);
+  end if;
+  -- Kept where nothing can be rewritten, besides the row below.
+  v_reason := v_reason || coalesce(': ' || v_offer.offer_code, ': ' || v_offer.experiment || ' / ' || v_offer.arm, '');
+  insert into doorkey.welcomes (user_id, amount_micros, offer_code, experiment, arm, referrer_id, review, review_reasons)
+  values (p_user_id, v_offer.amount_micros, v_offer.offer_code, v_offer.experiment, v_offer.arm, v_referrer_id,
+          case when v_hold is null then 'none' else 'held' end, v_reasons);
+  perform doorkey.give_or_promise(
+    p_user_id, p_user_id, v_hold, v_offer.amount_micros - v_rest, v_offer.days, 'welcome:' || p_user_id, v_reason,
+    p_actor, p_request_id);
+  perform doorkey.give_or_promise(
+    p_user_id, p_user_id, v_settings.welcome_rest_on, v_rest, v_offer.days, 'welcome-rest:' || p_user_id,
+    v_reason || ' (the rest)', p_actor, p_request_id);
+  if v_referrer_id is not null then
+    perform doorkey.give_or_promise(
+      p_user_id, p_user_id, v_hold, v_settings.referral_bonus_micros, v_settings.referral_bonus_days,
+      'referred:' || p_user_id, 'Somebody brought you', p_actor, p_request_id);
+    -- Theirs comes by the sweep, once there is a key: nobody holds two people's rows.
+    perform doorkey.give_or_promise(
+      v_referrer_id, p_user_id, 'key', v_settings.referral_bonus_micros, v_settings.referral_bonus_days,
+      'referrer:' || p_user_id, 'You brought somebody', p_actor, p_request_id);
+  end if;
+end
+$function$;
+
+revoke all on function "doorkey"."offer_welcome"(uuid, public.plans, text, text) from public;
 
 -- doorkey.on_user_created
 
@@ -4358,6 +5049,73 @@ revoke all on function "doorkey"."release_my_hold"(uuid, text, text, bigint, tex
 
 grant execute on function "doorkey"."release_my_hold"(uuid, text, text, bigint, text) to "authenticated";
 
+-- doorkey.release_welcome
+
+create or replace function doorkey.release_welcome (
+  p_user_id    uuid,
+  p_actor      text,
+  p_request_id text
+)
+  returns bigint
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_review text;
+  v_due doorkey.promised_credits;
+  v_given bigint := 0;
+begin
+  v_review := doorkey.lock_welcome(p_user_id);
+  if v_review = 'released' then
+    return 0;
+  elsif v_review <> 'held' then
+    raise sqlstate 'PT409' using message = 'review_over', hint = format('This welcome is not held: %s.', v_review);
+  end if;
+  for v_due in
+    delete from doorkey.promised_credits as p where p.about_user_id = p_user_id and p.waits_for = 'review' returning p.*
+  loop
+    perform doorkey.give_or_promise(v_due.user_id, v_due.about_user_id, null, v_due.amount_micros, v_due.days,
+                                    v_due.idempotency_key, v_due.reason, p_actor, p_request_id);
+    v_given := v_given + v_due.amount_micros;
+  end loop;
+  update doorkey.welcomes as w set review = 'released', reviewed_at = now() where w.user_id = p_user_id;
+  perform doorkey.write_audit(p_actor, 'welcome.released', p_user_id, p_request_id,
+    jsonb_build_object('given_micros', v_given));
+  return v_given;
+end
+$function$;
+
+revoke all on function "doorkey"."release_welcome"(uuid, text, text) from public;
+
+grant execute on function "doorkey"."release_welcome"(uuid, text, text) to "service_role";
+
+-- doorkey.remember_people
+
+create or replace function doorkey.remember_people()
+  returns bigint
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_count bigint;
+begin
+  insert into doorkey.known_people (person_hash, user_id)
+  select p.person_hash, p.id
+    from public.credit_accounts as a
+    join auth.users as u on u.id = a.user_id
+   cross join lateral (select doorkey.hash_person(u.email, u.phone) as person_hash, u.id) as p
+   where p.person_hash is not null
+   order by u.created_at
+  on conflict (person_hash) do nothing;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$function$;
+
+revoke all on function "doorkey"."remember_people"() from public;
+
 -- doorkey.request_key_rotation
 
 create or replace function doorkey.request_key_rotation (
@@ -4729,6 +5487,55 @@ revoke all on function "doorkey"."reverse_transaction"(bigint, text, text, text,
 
 grant execute on function "doorkey"."reverse_transaction"(bigint, text, text, text, text) to "service_role";
 
+-- doorkey.review_reasons
+
+create or replace function doorkey.review_reasons (
+  p_user_id uuid
+)
+  returns text[]
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_settings doorkey.settings;
+  v_email text;
+  v_phone text;
+  v_reasons text[] := '{}';
+  v_hash text;
+begin
+  select * into v_settings from doorkey.settings;
+  select u.email, u.phone into v_email, v_phone from auth.users as u where u.id = p_user_id;
+  if v_settings.reviews_mail then
+    v_reasons := v_reasons || doorkey.doubt_mail(v_email);
+  end if;
+  if v_settings.reviews_same_person then
+    v_hash := doorkey.hash_person(v_email, v_phone);
+    -- Two of one person at once: the second waits here for the first.
+    insert into doorkey.known_people (person_hash, user_id)
+    select v_hash, p_user_id where v_hash is not null
+    on conflict (person_hash) do nothing;
+    if exists (select from doorkey.known_people as k where k.person_hash = v_hash and k.user_id <> p_user_id) then
+      v_reasons := v_reasons || 'same_person'::text;
+    end if;
+  end if;
+  if v_settings.max_signups_per_range is not null then
+    v_hash := encode(sha256(convert_to(v_settings.person_salt || ':range:' || doorkey.signup_range(p_user_id), 'UTF8')), 'hex');
+    if (select count(*) from doorkey.signup_ranges as r
+         where r.range_hash = v_hash and r.created_at > now() - interval '1 day' and r.user_id <> p_user_id)
+       >= v_settings.max_signups_per_range then
+      v_reasons := v_reasons || 'address_range'::text;
+    end if;
+    insert into doorkey.signup_ranges (user_id, range_hash)
+    select p_user_id, v_hash where v_hash is not null
+    on conflict (user_id) do nothing;
+  end if;
+  return v_reasons;
+end
+$function$;
+
+revoke all on function "doorkey"."review_reasons"(uuid) from public;
+
 -- doorkey.ring
 
 create or replace function doorkey.ring (
@@ -4767,6 +5574,24 @@ end
 $function$;
 
 revoke all on function "doorkey"."ring"(uuid, text) from public;
+
+-- doorkey.said_at_signup
+
+create or replace function doorkey.said_at_signup (
+  p_metadata jsonb,
+  p_name     text
+)
+  returns text
+  language sql
+  immutable
+  security definer
+  set search_path to ''
+  AS $function$
+  select case when jsonb_typeof(p_metadata -> p_name) = 'string' and length(p_metadata ->> p_name) <= 100
+              then nullif(lower(btrim(p_metadata ->> p_name)), '') end;
+$function$;
+
+revoke all on function "doorkey"."said_at_signup"(jsonb, text) from public;
 
 -- doorkey.settle_attempt
 
@@ -4987,6 +5812,35 @@ create or replace function doorkey.sign_webhook (
     $function$;
 
 revoke all on function "doorkey"."sign_webhook"(text, text, text, text) from public;
+
+-- doorkey.signup_range
+
+create or replace function doorkey.signup_range (
+  p_user_id uuid
+)
+  returns text
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_address inet;
+begin
+  select s.ip::text::inet into v_address
+    from auth.sessions as s where s.user_id = p_user_id order by s.created_at limit 1;
+  if v_address is null or v_address <<= any (array[
+       '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12', '192.168.0.0/16',
+       '::1/128', 'fc00::/7', 'fe80::/10']::inet[]) then
+    return null;
+  end if;
+  return network(set_masklen(v_address, case family(v_address) when 4 then 24 else 48 end))::text;
+exception when others then
+  return null;
+end
+$function$;
+
+revoke all on function "doorkey"."signup_range"(uuid) from public;
 
 -- doorkey.signup_report
 
@@ -5558,16 +6412,25 @@ declare
   v_plan public.plans;
   v_key constant text := 'welcome:' || p_user_id;
 begin
-  insert into public.credit_accounts (user_id, plan_id)
-  select p_user_id, s.default_plan_id from doorkey.settings as s
+  insert into public.credit_accounts (user_id, plan_id, referral_code)
+  select p_user_id, s.default_plan_id,
+         case when s.referral_bonus_micros is not null then left(md5(gen_random_uuid()::text), 16) end
+    from doorkey.settings as s
   on conflict (user_id) do nothing;
+  -- Asked before posting: the plan's welcome may have changed since, and the first one counts. One that is held is one.
+  if exists (select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key)
+     or exists (select from doorkey.welcomes as w where w.user_id = p_user_id) then
+    return;
+  end if;
   select p.* into strict v_plan
     from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
    where a.user_id = p_user_id;
-  -- Asked before posting: the plan's welcome may have changed since, and the first one counts.
-  if v_plan.welcome_credits_micros > 0 and not exists (
-    select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key
-  ) then
+  if (select s.welcome_offers or s.reviews_mail or s.reviews_same_person
+             or num_nonnulls(s.welcome_experiment, s.referral_bonus_micros, s.welcome_at_once_percent,
+                             s.max_signups_per_range) > 0
+        from doorkey.settings as s) then
+    perform doorkey.offer_welcome(p_user_id, v_plan, p_actor, p_request_id);
+  elsif v_plan.welcome_credits_micros > 0 then
     perform doorkey.post_grant(
       p_user_id, 'bonus', v_plan.welcome_credits_micros, v_key, 'Welcome credits', p_actor,
       now() + make_interval(days => v_plan.welcome_credits_days), 50::smallint, p_request_id);

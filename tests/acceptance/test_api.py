@@ -58,7 +58,7 @@ async def test_me_is_my_profile_my_credits_and_my_key(stack: Stack, api: httpx.A
     assert answer.status_code == 200
     assert answer.headers["cache-control"] == "no-store"
     me = answer.json()
-    assert set(me) == {"user_id", "email", "full_name", "created_at", "status", "balance", "key"}
+    assert set(me) == {"user_id", "email", "full_name", "created_at", "status", "referral_code", "balance", "key"}
     assert (me["user_id"], me["email"], me["full_name"]) == (str(person.user_id), person.email, "Ada Lovelace")
     assert me["status"] == me["key"]["status"] == "active"
     (key,) = await database_of(stack).rows(
