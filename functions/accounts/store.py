@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
+from uuid import UUID
 
 from functions.clients.supabase import DatabaseRefused, Rpc, Supabase
 from functions.kit.errors import KeyDisabled, NoKey, RotatedTooOften
@@ -41,6 +42,12 @@ class SealedKey:
 async def get_my_account(database: Supabase, session: Session) -> dict[str, Any] | None:
     """Profile, credits, key and provisioning of the caller, under their own token; None: not served here."""
     account: dict[str, Any] | None = await database.call(GET_MY_ACCOUNT, {}, session=session)
+    return account
+
+
+async def get_account(database: Supabase, user_id: UUID) -> dict[str, Any] | None:
+    """The same of anybody, for operators."""
+    account: dict[str, Any] | None = await database.call(GET_ACCOUNT, {"user_id": str(user_id)})
     return account
 
 

@@ -8,6 +8,7 @@
     ├── OperatorTokenRejected     401  operator_token_rejected
     ├── InsufficientCredits       402  insufficient_credits
     ├── RlsDenied                 403  rls_denied
+    ├── AdminRequired             403  admin_required
     ├── KeyDisabled               403  key_disabled
     ├── RouteNotFound             404  route_not_found
     ├── ProfileNotFound           404  profile_not_found
@@ -118,6 +119,13 @@ class RlsDenied(DoorkeyError):
     """The database does not allow this to you."""
 
     code = "rls_denied"
+    status = 403
+
+
+class AdminRequired(DoorkeyError):
+    """This route is for operators, and your user is no admin."""
+
+    code = "admin_required"
     status = 403
 
 

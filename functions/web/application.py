@@ -37,12 +37,15 @@ OPERATOR_TOKEN = HTTPBearer(scheme_name="operator", description="The operator to
 EXPOSED_HEADERS = [REQUEST_ID_HEADER, "retry-after", "x-next-cursor"]
 
 
-def create_application(title: str, description: str, allowed_origins: list[str]) -> FastAPI:
+def create_application(
+    title: str, description: str, allowed_origins: list[str], openapi_url: str = "/openapi.json"
+) -> FastAPI:
     """An application with what holds for every route: request ids, problem details, one line per request, CORS."""
     app = FastAPI(
         title=title,
         version="1",
         description=description,
+        openapi_url=openapi_url,
         docs_url=None,
         redoc_url=None,
         # Else /v1/me/ would be answered with an address put together from what the caller says our name is.
@@ -71,7 +74,9 @@ def create_application(title: str, description: str, allowed_origins: list[str])
         CORSMiddleware,
         allow_origins=allowed_origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-client-info", "apikey", REQUEST_ID_HEADER],
+        allow_headers=[
+            *("authorization", "content-type", "idempotency-key", "x-client-info", "apikey", REQUEST_ID_HEADER)
+        ],
         expose_headers=EXPOSED_HEADERS,
         max_age=600,
     )

@@ -8,7 +8,7 @@ and are nobody's session. Public keys reach this module through a function that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -36,6 +36,7 @@ class Session:
     user_id: UUID
     token: str
     is_anonymous: bool
+    is_admin: bool = False
 
 
 class Sessions:
@@ -89,7 +90,10 @@ class Sessions:
             if claims.get("role") != "authenticated":
                 raise UserTokenRejected("not a user's role")
             return Session(
-                user_id=UUID(str(claims["sub"])), token=token, is_anonymous=bool(claims.get("is_anonymous", False))
+                user_id=UUID(str(claims["sub"])),
+                token=token,
+                is_anonymous=bool(claims.get("is_anonymous", False)),
+                is_admin=_is_admin(claims),
             )
         except jwt.PyJWTError as error:
             raise UserTokenRejected(type(error).__name__) from None
@@ -145,6 +149,12 @@ class Sessions:
                     continue  # what PyJWT raises for a key that it can't read
         self._keys = keys
         self._fetched_at = self._clock()
+
+
+def _is_admin(claims: Mapping[str, Any]) -> bool:
+    """By `app_metadata`, which only servers write; a user writes their `user_metadata` themselves."""
+    metadata = claims.get("app_metadata")
+    return isinstance(metadata, dict) and metadata.get("role") == "admin" and claims.get("is_anonymous") is not True
 
 
 def _bearer(authorization: str | None) -> str:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from functions import api, sweep, webhook
+from functions import admin, api, sweep, webhook
 from functions.clients.outside import build_clients
 from functions.kit.observability import logger, start_logging
 from functions.kit.settings import Settings, SettingsInvalid
@@ -56,6 +56,8 @@ def create_app(settings: Settings, sweep_seconds: float = 0.0) -> Starlette:
         lifespan=on_schedule if sweep_seconds else None,
         routes=[
             Route(WEBHOOK_PATH, receive_webhook, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+            # Not mounted: its routes have their whole path, as behind the gateway.
+            Route(f"{admin.PREFIX}/{{path:path}}", admin.build(settings, clients)),
             Mount("/", api.build(settings, clients)),
         ],
     )

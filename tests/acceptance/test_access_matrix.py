@@ -136,7 +136,7 @@ async def matrix(place: Stack, vault: str) -> Matrix:
                 token = make(place, caller.user_id)
                 cells[kind, what, state] = await in_state(place, faults, keys, operation, token, shared.user_id)
         for what, operation in NOBODYS.items():
-            person = await newcomer(place)
+            person = await (settled if "operator" in what else newcomer)(place)
             cells["", what, state] = await in_state(place, faults, keys, operation, None, person.user_id)
     return cells
 

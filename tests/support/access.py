@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import jwt
 
-from functions import api, sweep, webhook
+from functions import admin, api, sweep, webhook
 from functions.accounts import store as accounts
 from functions.clients.outside import Clients, build_clients
 from functions.clients.supabase import Rpc
@@ -234,6 +234,15 @@ async def _sweep(made: Sandbox, _headers: dict[str, str], _user: uuid.UUID) -> t
     return (200 if answer["outcome"] == "finished" else 503), answer.get("error") or "", ""
 
 
+async def _operator(made: Sandbox, _headers: dict[str, str], user_id: uuid.UUID) -> tuple[int, str, str]:
+    transport = httpx.ASGITransport(admin.build(made.settings, made.clients))
+    headers = {"Authorization": f"Bearer {made.stack.secrets.operator_token}", "Idempotency-Key": str(uuid.uuid4())}
+    wish = {"type": "bonus", "amount_micros": 1, "reason": "matrix"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin.example") as client:
+        answer = await client.post(f"{admin.PREFIX}/users/{user_id}/credits", headers=headers, json=wish)
+    return answer.status_code, answer.json().get("code", ""), answer.text
+
+
 # By what a person asks for; whether it needs somebody of its own who has nothing, or somebody of its own at all.
 OPERATIONS: dict[str, Operation] = {
     "`GET /v1/me`": _route("GET", "/v1/me"),
@@ -249,7 +258,11 @@ OPERATIONS: dict[str, Operation] = {
     "reserve and settle credits": _credits("settle"),
     "reserve and release credits": _credits("release"),
 }
-NOBODYS: dict[str, Operation] = {"the hint of a signup": _hint, "a sweep": _sweep}
+NOBODYS: dict[str, Operation] = {
+    "the hint of a signup": _hint,
+    "a sweep": _sweep,
+    "`POST /v1/admin/users/{id}/credits`, an operator": _operator,
+}
 
 
 async def play(

@@ -28,7 +28,7 @@ from tests.support.osls import run_osls
 REGION = "us-east-1"
 START_SECONDS = 60
 POLL_SECONDS = 0.1
-FUNCTIONS = {f"doorkey-prod-{name}" for name in ("webhook", "sweep", "api")}
+FUNCTIONS = {f"doorkey-prod-{name}" for name in ("webhook", "sweep", "api", "admin")}
 # What is left where the stack was: by service, the call that lists it, and where the list is.
 LEFTOVERS = (
     ("lambda", "list_functions", "Functions"),
@@ -114,7 +114,8 @@ def test_what_the_stand_in_leaves_out_is_known_by_name(template: dict[str, Any])
     assert gone == {
         "ServerlessDeploymentBucketPolicy", "SweepLambdaEvConf", "Dashboard",
         "HttpApi", "HttpApiStage", "HttpApiIntegrationWebhook", "HttpApiIntegrationApi", "HttpApiRouteDefault",
-        "HttpApiRouteAnyWebhooksSupabase", "WebhookLambdaPermissionHttpApi", "ApiLambdaPermissionHttpApi",
+        "HttpApiRouteAnyWebhooksSupabase", "HttpApiIntegrationAdmin", "HttpApiRouteAnyV1AdminPathVar",
+        "AdminLambdaPermissionHttpApi", "WebhookLambdaPermissionHttpApi", "ApiLambdaPermissionHttpApi",
         "SweepLateAlarm", "QueueLateAlarm", "DeadRowsAlarm", "QueueHeldAlarm", "KeyRejectedAlarm", "StraysAlarm",
         "HourlyBrakeAlarm", "ServerErrorsAlarm",
     }  # fmt: skip

@@ -80,7 +80,7 @@ async def test_the_api_answers_requests_with_and_without_base64(api: Sandbox, st
     assert leaks(api.log().encode()) == set()
 
 
-@pytest.mark.parametrize("name", ["api", "webhook", "sweep"])
+@pytest.mark.parametrize("name", ["api", "admin", "webhook", "sweep"])
 async def test_garbage_is_answered_and_the_next_event_is_served(opened: Open, stack: Stack, name: str) -> None:
     with opened(name) as running:
         for number, rubbish in enumerate([*garbage(), SCHEDULED]):
@@ -92,7 +92,9 @@ async def test_garbage_is_answered_and_the_next_event_is_served(opened: Open, st
                     return
             else:
                 assert answer["statusCode"] in (400, 401, 404, 405), (number, answer)
-        if name == "api":
+        if name == "admin":
+            assert (await invoke(running, event("/v1/admin/users/x")))["statusCode"] == 401
+        elif name == "api":
             assert (await invoke(running, event("/health")))["statusCode"] == 200
         else:
             person = await insert_person(stack)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from functions import admin
 from functions.kit.settings import Settings
 from infra.local.functions import WEBHOOK_PATH
 from infra.local.stack import CHECKOUT
@@ -32,11 +33,14 @@ SECRETS = {
     "sweep": EVERYBODYS_SECRETS,
     # The signing secrets: what it proves with, when it calls under a person's token.
     "api": EVERYBODYS_SECRETS | {"DOORKEY_WEBHOOK_SECRETS", "DOORKEY_OPERATOR_TOKEN_SHA256"},
+    # Nobody's token carries what it does: nothing to prove.
+    "admin": EVERYBODYS_SECRETS | {"DOORKEY_OPERATOR_TOKEN_SHA256"},
 }
 SETTINGS = {
     "webhook": EVERYBODYS_SETTINGS | {"DOORKEY_WEBHOOK_SHARED_SECRET"},
     "sweep": EVERYBODYS_SETTINGS | {"DOORKEY_STRAYS"},
     "api": EVERYBODYS_SETTINGS | {"SUPABASE_JWT_SECRET", "DOORKEY_ALLOWED_ORIGINS", "DOORKEY_FORWARDS_CALLER_ADDRESS"},
+    "admin": EVERYBODYS_SETTINGS | {"SUPABASE_JWT_SECRET", "DOORKEY_ALLOWED_ORIGINS"},
 }
 # What is as the code has it. The numbers belong together, with the time-outs in serverless.yml.
 LEFT_AT_THEIR_DEFAULTS = {
@@ -189,11 +193,13 @@ def test_logs_expire(template: Template) -> None:
     assert {group["RetentionInDays"] for group in groups.values()} == {30}
 
 
-def test_one_public_address_stands_before_webhook_and_api(template: Template) -> None:
+def test_one_public_address_stands_before_webhook_api_and_admin(template: Template) -> None:
     assert len(of_type(template, "AWS::ApiGatewayV2::Api")) == 1
     routes = of_type(template, "AWS::ApiGatewayV2::Route")
     targets = {route["RouteKey"]: json.dumps(route["Target"]) for route in routes.values()}
-    assert set(targets) == {f"ANY {WEBHOOK_PATH}", "$default"}
+    admins = f"ANY {admin.PREFIX}/{{path+}}"
+    assert set(targets) == {f"ANY {WEBHOOK_PATH}", admins, "$default"}
+    assert "HttpApiIntegrationAdmin" in targets[admins]
     assert "HttpApiIntegrationWebhook" in targets[f"ANY {WEBHOOK_PATH}"]
     assert "HttpApiIntegrationApi" in targets["$default"]
     for integration in of_type(template, "AWS::ApiGatewayV2::Integration").values():
