@@ -37,7 +37,7 @@ class Operators:
         if is_operator(authorization, self._token_sha256):
             return OPERATOR
         # Two dots are what a JWT has.
-        if (authorization or "").count(".") != 2:  # noqa: PLR2004  what a JWT has
+        if (authorization or "").count(".") != 2:
             raise OperatorTokenRejected("neither the operator token nor a JWT")
         session = await self._sessions.verify(authorization)
         if not session.is_admin:
