@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from infra.bench import balance, cold_start, drain, first_key, growth, holds, provisioning, signups, tokens
+from infra.bench import balance, cold_start, drain, first_key, growth, holds, ledger, provisioning, signups, tokens
 from infra.bench.measuring import Effort, Goal, Measured
 
 
@@ -118,5 +118,21 @@ ROWS = (
         Goal(1.1),
         "ms",
         growth.measure,
+    ),
+    Row(
+        "balance-growth",
+        "the balance of a user with 5 million ledger entries",
+        "the balance of a user with 10 thousand",
+        Goal(1.1),
+        "ms",
+        ledger.measure_balance,
+    ),
+    Row(
+        "transactions-depth",
+        "page 1,000 of a user's transactions, of 50 each",
+        "page 1",
+        Goal(1.2),
+        "ms",
+        ledger.measure_pages,
     ),
 )
