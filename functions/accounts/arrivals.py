@@ -90,4 +90,4 @@ def is_pending(account: dict[str, Any]) -> bool:
 
 
 def _is_due(account: dict[str, Any]) -> bool:
-    return account["key"] is None and ProvisioningState(account["provisioning"]["state"]) is ProvisioningState.DUE
+    return account["key"] is None and bool(account["provisioning"]["is_due"])

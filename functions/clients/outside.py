@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import httpx
 
+from functions.clients.access import ReadSecret
 from functions.clients.openrouter import OpenRouter
+from functions.clients.secrets_manager import read_secret
 from functions.clients.supabase import Supabase
 from functions.kit.clock import Clock, system_clock
 from functions.kit.settings import Settings
@@ -25,7 +27,10 @@ class Clients:
 
 
 def build_clients(
-    settings: Settings, transport: httpx.AsyncBaseTransport | None = None, clock: Clock = system_clock
+    settings: Settings,
+    transport: httpx.AsyncBaseTransport | None = None,
+    clock: Clock = system_clock,
+    reading: ReadSecret = read_secret,
 ) -> Clients:
     """The clients for these settings. Belongs to one event loop.
 
@@ -33,6 +38,7 @@ def build_clients(
         settings: addresses, keys, time-outs.
         transport: tests may listen in between.
         clock: the time, for what is remembered of rejected keys.
+        reading: reads a secret of Secrets Manager.
     """
     http = httpx.AsyncClient(
         timeout=settings.doorkey_outside_timeout_seconds,
@@ -41,4 +47,4 @@ def build_clients(
         follow_redirects=False,
         transport=transport,
     )
-    return Clients(http=http, supabase=Supabase(http, settings, clock), openrouter=OpenRouter(http, settings))
+    return Clients(http=http, supabase=Supabase(http, settings, clock, reading), openrouter=OpenRouter(http, settings))

@@ -21,6 +21,7 @@ from functions.credits import store as credits_store
 from functions.kit.errors import InsufficientCredits
 from functions.kit.observability import logger, start_logging
 from functions.kit.settings import Settings
+from functions.provisioning import store as provisioning
 from functions.provisioning.steps import Outcome, Provisioner
 from functions.web.sessions import Session
 from infra.local.stack import CHECKOUT, Stack, StackOptions, running_stack
@@ -122,6 +123,25 @@ async def test_who_is_due_and_was_forgotten_is_served_by_their_request(place: St
     assert (await Scene(place, http, user_id).row())["state"] == "due"
     person = Person(user_id, token_for(place, user_id))
     async with sandbox(place) as made:
+        assert (await mine(made, person)).json()["status"] == "active"
+    await assert_provisioned_once(place, http, person)
+
+
+@RUNGS
+async def test_whose_worker_died_is_served_by_their_next_request(
+    place: Stack, http: httpx.AsyncClient, changes: dict[str, str]
+) -> None:
+    """With the service key dead no sweep would come by."""
+    person = await newcomer(place)
+    scene = Scene(place, http, person.user_id)
+    async with sandbox(place, changes) as made:
+        for _ in range(2):
+            await provisioning.claim(
+                made.clients.supabase, person.user_id, lease_seconds=60, request_id="dies", session=session_of(person)
+            )
+            # Alive, as far as anybody knows.
+            assert (await mine(made, person)).status_code == 202
+            await scene.expire_lease()
         assert (await mine(made, person)).json()["status"] == "active"
     await assert_provisioned_once(place, http, person)
 

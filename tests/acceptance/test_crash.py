@@ -40,7 +40,7 @@ async def test_a_thousand_signups_among_dying_workers_end_as_they_must() -> None
 
 
 @pytest.mark.timeout(CRASH_SECONDS)
-@pytest.mark.parametrize("name", ["a key is deleted on a time-out", "grant without the idempotency key"])
+@pytest.mark.parametrize("name", ["a key is deleted on a time-out", "own finish without the attempt check"])
 async def test_the_crash_test_notices_what_is_broken(name: str) -> None:
     result = await asyncio.to_thread(run_one, BY_NAME[name], FEW_SIGNUPS, seed=1)
     assert result.is_as_it_must_be, result.violations

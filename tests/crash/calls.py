@@ -1,7 +1,8 @@
 """Where a worker can be hit: each call to the outside, by what it is made for, and the moments around it.
 
 What a call is made for is what the claim said (`create`, `update`, `delete`), or `sweep` where it is about nobody in
-particular. Before a claim nobody knows: `any`.
+particular. Before a claim nobody knows: `any`. Through a person's own door it is `own`, whatever it is for: that is
+where calls go while the service key is rejected.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 
 CLAIM = "claim_provisioning"
-ANY, SWEEP = "any", "sweep"
+ANY, SWEEP, OWN = "any", "sweep", "own"
 
 
 @dataclass(frozen=True, order=True)
@@ -19,7 +20,7 @@ class Call:
     """A call to the outside.
 
     Attributes:
-        purpose: what it is made for: `any`, `create`, `update`, `delete` or `sweep`.
+        purpose: what it is made for: `any`, `create`, `update`, `delete`, `sweep` or `own`.
         name: of the RPC, or method and path at OpenRouter.
     """
 
@@ -30,6 +31,18 @@ class Call:
         return f"{self.purpose}: {self.name}"
 
 
+OWN_CALLS = tuple(
+    Call(OWN, name)
+    for name in (
+        "claim_my_provisioning",
+        "finish_my_provisioning",
+        "finish_my_key_update",
+        "request_my_key_rotation",
+        "reserve_my_credits",
+        "settle_my_hold",
+        "release_my_hold",
+    )
+)
 USERS_CALLS = (
     Call(ANY, CLAIM),
     Call("create", CLAIM),
@@ -51,6 +64,7 @@ USERS_CALLS = (
     Call("delete", "finish_key_deletion"),
     Call("delete", "defer_provisioning"),
     Call("delete", "hold_provisioning"),
+    *OWN_CALLS,
 )
 SWEEPS_CALLS = (
     Call(SWEEP, "start_sweep"),

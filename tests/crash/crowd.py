@@ -17,10 +17,13 @@ from typing import Any
 import psycopg
 
 from tests.crash.acts import Actor
+from tests.crash.asking import WISHES
 from tests.crash.calls import SWEEPS_CALLS
 from tests.crash.doorbell import Doorbell
+from tests.crash.outages import OUTAGE_SECONDS
 from tests.crash.plan import Act, KillPoint, Plan, Script
 from tests.crash.processes import Nursery
+from tests.crash.service_key import ServiceKey
 from tests.crash.shared import Shared
 
 # So many live at once; fewer where there are few, or sweeps would never come to an end.
@@ -29,6 +32,9 @@ USER_SECONDS = 60.0
 # Where something is broken on purpose, many wait for what will never be.
 USER_SECONDS_OF_THE_BROKEN = 5.0
 POLL_SECONDS = 0.25
+# How often somebody asks for the same, and how long at most for all that they want.
+ASK_AGAIN_SECONDS = 0.75
+ASKING_SECONDS = 12.0
 # How long a sweeper that shall come to a certain call is waited for, once everybody has signed up.
 SWEEPERS_SECONDS = 30.0
 # A transaction's time is that of its beginning: so old may be what is new.
@@ -66,6 +72,8 @@ class Crowd:
         nursery: Nursery,
         actor: Actor,
         doorbell: Doorbell,
+        service_key: ServiceKey,
+        token_of: Callable[[uuid.UUID], str],
         show: Callable[[str, int, int], None],
     ) -> None:
         self._plan = plan
@@ -73,6 +81,9 @@ class Crowd:
         self._shared = shared
         self._actor = actor
         self._doorbell = doorbell
+        self._service_key = service_key
+        self._token_of = token_of
+        self._signups: asyncio.Queue[Script] = asyncio.Queue()
         self._show = show
         self._ready: set[uuid.UUID] = set()
         self._settled: set[uuid.UUID] = set()
@@ -95,9 +106,31 @@ class Crowd:
         await lives
 
     async def _live_them_all(self, *, is_complete: bool) -> None:
-        await self._live_all("Signups", self._plan.scripts)
+        async with asyncio.TaskGroup() as group:
+            outages = group.create_task(self._play_outages())
+            await self._live_all("Signups", [script for script in self._plan.scripts if script.outage is None])
+            # Fewer signed up than was planned for, where there are few.
+            for script in self._plan.scripts:
+                self._signups.put_nowait(script)
+            await outages
         if is_complete:
             await self._come_to_every_point()
+
+    async def _play_outages(self) -> None:
+        signed_up = 0
+        for number, outage in enumerate(self._plan.outages):
+            while signed_up < outage.after_signups:
+                await self._signups.get()
+                signed_up += 1
+            signing_up = [script for script in self._plan.scripts if script.outage == number]
+            await self._live_in_an_outage(signing_up, is_rotated=outage.is_rotated)
+
+    async def _live_in_an_outage(self, scripts: Iterable[Script], *, is_rotated: bool) -> None:
+        """Everybody else goes on meanwhile."""
+        async with asyncio.TaskGroup() as group, self._service_key.outage(is_rotated=is_rotated):
+            for script in scripts:
+                group.create_task(self._live(script))
+            await asyncio.sleep(OUTAGE_SECONDS)
 
     async def _live_all(self, phase: str, scripts: Iterable[Script]) -> None:
         everybody = list(scripts)
@@ -107,6 +140,7 @@ class Crowd:
         async def one(script: Script) -> None:
             nonlocal done
             async with room:
+                self._signups.put_nowait(script)
                 await self._live(script)
             done += 1
             self._show(phase, done, len(everybody))
@@ -123,7 +157,11 @@ class Crowd:
                 if number < len(scripts) and not self._is_reached(point)
             ]
             self.understudies += called
-            await self._live_all("Understudies", called)
+            own = [script for script in called if script.outage is not None]
+            if own:
+                self._show("Understudies", len(called) - len(own), len(called))
+                await self._live_in_an_outage(own, is_rotated=number % 2 == 1)
+            await self._live_all("Understudies", [script for script in called if script.outage is None])
         deadline = time.monotonic() + SWEEPERS_SECONDS
         points = [(call, moment) for call in SWEEPS_CALLS for moment in ("before", "after")]
         while time.monotonic() < deadline:
@@ -148,8 +186,23 @@ class Crowd:
             await self._actor.perform(step.act, script, f"step {number}")
             if step.act in (Act.GRANT, Act.ROTATE):
                 self._doorbell.ring(script.user_id)
+        if script.has_token:
+            await self._ask_for_everything(script)
         await asyncio.sleep(POLL_SECONDS * 2)
         await self._until(script.user_id, self._ready, self._settled)
+
+    async def _ask_for_everything(self, script: Script) -> None:
+        """Until all was answered. What gets no answer is asked again, also while somebody is at it."""
+        token, deadline = self._token_of(script.user_id), time.monotonic() + ASKING_SECONDS
+        while time.monotonic() < deadline and self._shared.answered(script.index) < len(WISHES):
+            # Gone, or given up: they are told so again and again.
+            if script.user_id in self._settled and script.user_id not in self._ready and not script.is_missed:
+                return
+            number = self._shared.answered(script.index)
+            self._doorbell.ask(script, token)
+            again = time.monotonic() + ASK_AGAIN_SECONDS
+            while time.monotonic() < again and self._shared.answered(script.index) == number:
+                await asyncio.sleep(POLL_SECONDS)
 
     async def _until(self, user_id: uuid.UUID, *these: set[uuid.UUID]) -> None:
         """Until the user is in one of these sets, or has waited long enough."""

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 
 from standardwebhooks.webhooks import Webhook
 
-from tests.crash.plan import Crew, HintFate, Plan
+from tests.crash.plan import Crew, HintFate, Plan, Script
 from tests.crash.shared import Shared
 
 PATH = "/webhooks/supabase"
@@ -36,7 +36,7 @@ class Doorbell:
 
     Attributes:
         url: what `webhook_url` must say.
-        counts: hints that were `rung`, `dropped`, `repeated`, `delayed`, `delivered`.
+        counts: hints that were `rung`, `dropped`, `repeated`, `delayed`, `delivered`; and what was `asked`.
     """
 
     def __init__(self, plan: Plan, shared: Shared, workers: dict[Crew, socket.socket]) -> None:
@@ -83,6 +83,13 @@ class Doorbell:
             "webhook-signature": Webhook(self._secret).sign(name, now, body),
         }
         self._deal_out(AS_IT_COMES, user_id, headers, body)
+
+    def ask(self, script: Script, token: str) -> None:
+        """Passes on what a person asks for, with their token: the next thing that was not answered yet."""
+        number = self._shared.answered(script.index)
+        self.counts["asked"] += 1
+        asked = {"index": script.index, "user_id": str(script.user_id), "token": token, "number": number}
+        self._queues[script.crew].put_nowait(json.dumps({"ask": asked}).encode())
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):

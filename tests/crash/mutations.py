@@ -12,7 +12,8 @@ from typing import Any
 
 import psycopg
 
-from functions.clients.supabase import DatabaseRefused, SupabaseAnswerLost
+from functions.clients.access import AccessLadder
+from functions.clients.supabase import DatabaseRefused, Rpc, SupabaseAnswerLost
 from functions.provisioning import store, sweeping
 from functions.provisioning.states import ProvisioningState
 from functions.provisioning.steps import Asked, Provisioner
@@ -85,6 +86,15 @@ def _collect_the_young() -> None:
     sweeping._collect = any_age  # type: ignore[assignment]
 
 
+def _no_own_doors() -> None:
+    call = AccessLadder.call
+
+    async def with_the_service_key_alone(self: AccessLadder, rpc: Rpc, arguments: Any, caller: Any, ask: Any) -> Any:
+        return await call(self, rpc, arguments, caller if rpc.role == "authenticated" else None, ask)
+
+    AccessLadder.call = with_the_service_key_alone  # type: ignore[method-assign]
+
+
 MUTATIONS = (
     Mutation(
         "finish without the attempt check",
@@ -151,6 +161,27 @@ MUTATIONS = (
         "half the ledger counts",
         ("limited and switched as said",),
         (InSql("doorkey.key_limit", "select a.available_micros + a.held", "select a.available_micros / 2 + a.held"),),
+    ),
+    Mutation("nobody goes on to their own door", ("people are served meanwhile",), in_python=_no_own_doors),
+    Mutation(
+        "own finish without the attempt check",
+        ("a key is its own attempt's",),
+        (
+            InSql(
+                "doorkey.finish_my_provisioning",
+                "    p_attempt, p_key_hash,",
+                "    (select p.attempt from doorkey.provisioning as p where p.user_id = auth.uid()), p_key_hash,",
+            ),
+        ),
+    ),
+    Mutation(
+        # Both: the ledger would refuse the second one by its key.
+        "settling again charges again",
+        ("a call is charged once",),
+        (
+            InSql("doorkey.settle_hold", "v_hold.state = 'settled'", "false"),
+            InSql("doorkey.post_about_hold", "'hold:' || p_hold.id", "'hold:' || p_hold.id || clock_timestamp()"),
+        ),
     ),
 )
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
-from tests.crash.calls import AFTER, ANY, BEFORE, CLAIM, DURING, USERS_CALLS, Call
+from tests.crash.calls import AFTER, ANY, BEFORE, CLAIM, DURING, OWN, USERS_CALLS, Call
+from tests.crash.outages import Outage, draw_outages
 
 MAX_HITS = 3  # how often a call of one user may be hit by chance, so that everybody comes to an end
 PLANS = ("trial", "resale", "open")
@@ -100,6 +101,8 @@ class Script:
         is_missed: no trigger fires at the signup.
         is_confirmed_later: the address is confirmed in a second transaction.
         is_hopeless: OpenRouter refuses the key every time; the row shall die.
+        has_token: asks for themselves, too.
+        outage: signs up, unseen, while the service key is dead for the so many-th time; None: whenever it is.
         hits: what hits which call, by call and how often that call was made for this user before.
         steps: what happens outside of calls, in order.
         hints: the fate of each hint; later ones are delivered once, at once.
@@ -112,6 +115,8 @@ class Script:
     is_missed: bool = False
     is_confirmed_later: bool = False
     is_hopeless: bool = False
+    has_token: bool = False
+    outage: int | None = None
     hits: Mapping[tuple[Call, int], tuple[Hit, ...]] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     hints: tuple[HintFate, ...] = ()
@@ -127,6 +132,7 @@ class Part:
     steps: tuple[Step, ...] = ()
     is_calm: bool = False
     is_rare: bool = False  # it stops everybody for a moment
+    is_own: bool = False  # with the service key dead, by their own token
 
 
 def _call(purpose: str, name: str) -> Call:
@@ -143,6 +149,7 @@ def _first(call: Call, *hits: Hit, times: int = 1) -> dict[tuple[Call, int], tup
 _POST, _FINISH = _call("create", "POST /keys"), _call("create", "finish_provisioning")
 _PATCH = _call("update", "PATCH /keys")
 _LATE_AFTER, _LATE_BEFORE = Hit(Kind.BE_LATE, AFTER), Hit(Kind.BE_LATE, BEFORE)
+_SLOW = Hit(Kind.BE_SLOW, AFTER)
 _LOST_KEY_STEPS = (Step(Act.REMOVE_KEY, None), Step(Act.GRANT, 0.0))
 _CHANGED = (Step(Act.GRANT, None),)
 # Stands still with what was wanted, while more is wanted and somebody else sees to it.
@@ -207,9 +214,23 @@ PARTS = (
         _GONE,
         is_rare=True,
     ),
+    Part("own key", (_call(OWN, "claim_my_provisioning"), _call(OWN, "finish_my_provisioning")), is_own=True),
+    Part(
+        "own rotation",
+        (_call(OWN, "request_my_key_rotation"), _call(OWN, "finish_my_key_update")),
+        is_own=True,
+    ),
+    Part(
+        "own call",
+        (_call(OWN, "reserve_my_credits"), _call(OWN, "settle_my_hold"), _call(OWN, "release_my_hold")),
+        is_own=True,
+    ),
 )
 # Parts that end in no kill, but in what is hard to meet by chance.
 UNHURT = (
+    # Their worker comes back while somebody else is at it, who is slow; all by their own doors.
+    Part("late own key", (), {**_first(_POST, _LATE_AFTER), (_POST, 1): (_SLOW,)}, is_calm=True, is_own=True),
+    Part("own calls", (), is_own=True),
     # All three answers to "register this key" are lost: nobody knows, so the key must stay.
     Part("unfinished", (), _first(_FINISH, Hit(Kind.LOSE_ANSWER, AFTER), times=3), is_calm=True),
     Part("unheard", (), _first(_FINISH, Hit(Kind.LOSE_REQUEST), times=3), is_calm=True),
@@ -236,11 +257,13 @@ class Plan:
         seed: of it all.
         scripts: of everybody who signs up.
         understudies: who signs up at the end where nobody was killed at a point, by chance or through others' deaths.
+        outages: of the service key, in their order.
     """
 
     seed: int
     scripts: tuple[Script, ...]
     understudies: Mapping[KillPoint, tuple[Script, ...]]
+    outages: tuple[Outage, ...] = ()
 
     @cached_property
     def by_user(self) -> dict[uuid.UUID, Script]:
@@ -256,13 +279,14 @@ def make_plan(seed: int, signups: int) -> Plan:
     roles += [(part, point) for part, point in _kill_parts() for _ in range(MIN_PLAYERS if part.is_rare else players)]
     roles = roles[:signups] + [None] * (signups - len(roles))
     random.Random(f"{seed}/roles").shuffle(roles)  # noqa: S311  to be repeated, not to be secret
-    scripts = tuple(_script(seed, index, role) for index, role in enumerate(roles))
+    outages = draw_outages(seed, signups)
+    scripts = tuple(_script(seed, index, role, len(outages)) for index, role in enumerate(roles))
     numbers = itertools.count(signups)
     understudies: dict[KillPoint, tuple[Script, ...]] = {}
     for part, point in _kill_parts():
-        more = tuple(_script(seed, next(numbers), (part, point)) for _ in range(UNDERSTUDIES))
+        more = tuple(_script(seed, next(numbers), (part, point), len(outages)) for _ in range(UNDERSTUDIES))
         understudies[point] = understudies.get(point, ()) + more
-    return Plan(seed, scripts, understudies)
+    return Plan(seed, scripts, understudies, outages)
 
 
 def _kill_parts() -> Iterator[tuple[Part, KillPoint]]:
@@ -273,7 +297,7 @@ def _kill_parts() -> Iterator[tuple[Part, KillPoint]]:
                 yield part, (call, moment)
 
 
-def _script(seed: int, index: int, role: Role | None) -> Script:
+def _script(seed: int, index: int, role: Role | None, outages: int) -> Script:
     chance = random.Random(f"{seed}/{index}")  # noqa: S311  likewise
     user_id = uuid.UUID(int=chance.getrandbits(128), version=4)
     if role is None:
@@ -284,7 +308,11 @@ def _script(seed: int, index: int, role: Role | None) -> Script:
         call, moment = point
         hits[(call, 0)] = (*hits.get((call, 0), ()), Hit(Kind.KILL, moment))
     crew = Crew.ROUGH if not part.is_calm else Crew.QUIET if point is None else Crew.CALM
-    return Script(index, user_id, part.name, crew=crew, hits=hits, steps=part.steps)
+    outage = index % outages if part.is_own else None
+    return Script(
+        index, user_id, part.name, crew=crew, hits=hits, steps=part.steps, is_missed=part.is_own,
+        has_token=part.is_own, outage=outage,
+    )  # fmt: skip
 
 
 def _by_chance(index: int, user_id: uuid.UUID, chance: random.Random) -> Script:
@@ -304,6 +332,7 @@ def _by_chance(index: int, user_id: uuid.UUID, chance: random.Random) -> Script:
         is_missed=chance.random() < 0.02,
         is_confirmed_later=chance.random() < 0.1,
         is_hopeless=is_hopeless,
+        has_token=chance.random() < 0.05,
         hits=hits,
         steps=_draw_steps(chance),
         hints=tuple(_draw_fate(chance) for _ in range(4)),

@@ -20,18 +20,22 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+from uuid import UUID
 
 from functions import sweep, webhook
-from functions.clients.outside import build_clients
+from functions.clients import access
+from functions.clients.outside import Clients, build_clients
 from functions.kit.observability import WorkLine, start_logging
 from functions.kit.settings import Settings
 from functions.provisioning import sweeping
 from functions.provisioning.steps import Provisioner
 from tests.crash.acts import Actor
+from tests.crash.asking import Asker
 from tests.crash.calls import AFTER, BEFORE, SWEEPS_CALLS
 from tests.crash.mutations import apply_in_python
 from tests.crash.plan import Crew, KillPoint, Plan
+from tests.crash.service_key import REMEMBERED_SECONDS, read_secret_file
 from tests.crash.shared import Shared
 from tests.crash.wires import Wires
 
@@ -125,6 +129,7 @@ def _be_the_nursery(
         place = Place(**json.loads(line))
         log = Path(place.log).open("a", buffering=1)  # noqa: SIM115  for the life of the process
         os.dup2(log.fileno(), sys.stderr.fileno())
+        access.REMEMBERED_SECONDS = access.REREAD_SECONDS = REMEMBERED_SECONDS
         apply_in_python(mutation)
         gc.collect()
         gc.freeze()
@@ -168,16 +173,20 @@ async def _take_hints(
     plan: Plan, shared: Shared, place: Place, member: int, hints: socket.socket, at_once: int
 ) -> None:
     settings = Settings.from_environment(place.environment)
-    clients = build_clients(settings, transport=Wires(plan, shared, member, _actor(place, shared, member)))
+    clients = _clients(settings, Wires(plan, shared, member, _actor(place, shared, member)))
     handle = webhook.build(settings, clients)
+    asker = Asker.build(settings, clients, shared)
     hints.setblocking(False)
     loop = asyncio.get_running_loop()
     room = asyncio.Semaphore(at_once)
     running: set[asyncio.Task[None]] = set()
 
-    async def one(event: dict[str, object]) -> None:
+    async def one(event: dict[str, Any]) -> None:
         async with room:
-            await handle(event)
+            if (asked := event.get("ask")) is None:
+                await handle(event)
+            else:
+                await asker.ask(asked["index"], UUID(asked["user_id"]), asked["token"], asked["number"])
 
     while True:
         # Taken only when there is room: what waits in the socket outlives this process.
@@ -192,7 +201,7 @@ async def _take_hints(
 async def _sweep(plan: Plan, shared: Shared, place: Place, member: int, life: int) -> None:
     settings = Settings.from_environment(place.environment)
     wires = Wires(plan, shared, member, _actor(place, shared, member), is_sweeper=True)
-    clients = build_clients(settings, transport=wires)
+    clients = _clients(settings, wires)
     handle = sweep.build(settings, clients, clock=lambda: time.time() + place.sweeps_clock_ahead_seconds)
     for number in itertools.count():
         # Some sweeps long its life is to end where a user's hit comes, then at a call of its own, and so on.
@@ -205,7 +214,7 @@ async def _collect(plan: Plan, shared: Shared, place: Place, member: int) -> Non
     """Collects strays and does nothing else, as an operator does with `doorkey strays`: more often than any sweep."""
     settings = Settings.from_environment(place.environment)
     wires = Wires(plan, shared, member, _actor(place, shared, member), is_sweeper=True)
-    provisioner = Provisioner.build(settings, build_clients(settings, transport=wires))
+    provisioner = Provisioner.build(settings, _clients(settings, wires))
     limits = sweeping.SweepSettings(budget_seconds=0, stray_age_seconds=settings.doorkey_stray_age_seconds)
     while True:
         line = WorkLine("strays.collected")
@@ -221,6 +230,10 @@ def next_end(shared: Shared) -> KillPoint:
     return min(
         ((call, moment) for call in SWEEPS_CALLS for moment in (BEFORE, AFTER)), key=lambda turn: shared.kills(*turn)
     )
+
+
+def _clients(settings: Settings, wires: Wires) -> Clients:
+    return build_clients(settings, transport=wires, reading=read_secret_file)
 
 
 def _actor(place: Place, shared: Shared, member: int) -> Actor:

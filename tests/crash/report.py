@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.crash.calls import AFTER, BEFORE, CALLS, CLAIM, DURING
+from tests.crash.calls import AFTER, BEFORE, CALLS, CLAIM, DURING, OWN_CALLS
 from tests.crash.plan import Plan
 from tests.crash.shared import Shared
 
@@ -53,6 +53,8 @@ def as_json(plan: Plan, shared: Shared, outcome: Outcome, command: str, mutation
         "killed_by_the_functions_time_out": totals[("out of time",)],
         "hits": {key[1]: totals[key] for key in sorted(totals) if key[0] == "hit"},
         "acts": {key[1]: totals[key] for key in sorted(totals) if key[0] == "act"},
+        "carried_by_own_doors": {call.name: totals[("carried", str(call))] for call in OWN_CALLS},
+        "outages_of_the_service_key": len(plan.outages),
         "kill_points": kill_points(shared),
         "kill_points_not_reached": not_reached(shared),
         **outcome.facts,
@@ -76,6 +78,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     took = report["seconds"]
     console.print(
         f"{report['signups']} signups, {report['calls']} calls, {report['processes_killed']} processes killed; "
+        f"{sum(report['carried_by_own_doors'].values())} calls carried by own doors in "
+        f"{report['outages_of_the_service_key']} outages of the service key; "
         f"{took['disturbed']:.0f} s disturbed, {took['settling']:.0f} s to settle; states {report['states']}."
     )
     for name, found in report["violations"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -15,15 +16,17 @@ from functions.kit.observability import start_logging
 from functions.kit.sealing import Sealer
 from functions.kit.settings import Settings
 from infra.local.stack import CHECKOUT, Stack, StackOptions, running_stack
-from tests.crash import report, verdict
+from tests.crash import report, verdict, verdict_of_calls
 from tests.crash.acts import NEW_PLANS, Actor
 from tests.crash.crowd import Crowd, Database
 from tests.crash.doorbell import Doorbell
 from tests.crash.mutations import apply_in_python, apply_in_sql
 from tests.crash.plan import Plan, Script
 from tests.crash.processes import CREW, Nursery, Place
+from tests.crash.service_key import ServiceKey
 from tests.crash.shared import Shared
 from tests.crash.stillness import redrive_once, sweep_until_still
+from tests.support.people import token_for
 
 LOGS = CHECKOUT / "build" / "crash-logs"
 WATCH = Path(__file__).with_name("watch.sql")
@@ -81,6 +84,10 @@ class Run:
             PartFailed: the stack did not start.
             MutationMisses: the code that it breaks looks otherwise now.
         """
+        with tempfile.TemporaryDirectory() as folder:
+            return await self._run(Path(folder) / "secret")
+
+    async def _run(self, secret: Path) -> Outcome:
         outcome = Outcome()
         seconds: dict[str, float] = {}
         started = time.monotonic()
@@ -104,10 +111,14 @@ class Run:
             Doorbell(self.plan, self.shared, self.nursery.hints).open(stack.secrets.webhook_secret) as doorbell,
             await psycopg.AsyncConnection.connect(stack.superuser_url, autocommit=True) as database,
         ):
-            await self._prepare(stack, database, doorbell)
+            service_key = ServiceKey(stack.supabase_url, stack.secrets.secret_key, secret, self.shared)
+            await self._prepare(stack, database, doorbell, secret)
             lap("start")
             actor = self._actor(stack)
-            crowd = Crowd(self.plan, self.shared, self.nursery, actor, doorbell, self.show)
+            crowd = Crowd(
+                self.plan, self.shared, self.nursery, actor, doorbell, service_key,
+                lambda user_id: token_for(stack, user_id), self.show,
+            )  # fmt: skip
             await crowd.play(database, is_complete=self.mutation is None)
             await actor.close()
             lap("disturbed")
@@ -115,13 +126,16 @@ class Run:
             await doorbell.drain()
             self.nursery.stop()
             apply_in_python(self.mutation)
-            await self._judge(stack, database, [*self.plan.scripts, *crowd.understudies], outcome)
+            settings = Settings.from_environment(
+                {**stack.functions_environment, "SUPABASE_SECRET_KEY": service_key.value}
+            )
+            await self._judge(stack, settings, database, [*self.plan.scripts, *crowd.understudies], outcome)
             lap("settling")
             outcome.facts |= {"seconds": seconds, "hints": dict(doorbell.counts)}
             outcome.facts |= {"understudies": len(crowd.understudies), **await _facts(database)}
         return outcome
 
-    async def _prepare(self, stack: Stack, database: Database, doorbell: Doorbell) -> None:
+    async def _prepare(self, stack: Stack, database: Database, doorbell: Doorbell, secret: Path) -> None:
         await database.execute(
             "update doorkey.settings set max_keys_per_hour = null, webhook_url = %s", (doorbell.url,)
         )
@@ -130,7 +144,7 @@ class Run:
         await apply_in_sql(self.mutation, database)
         self.nursery.start(
             Place(
-                environment=stack.functions_environment,
+                environment={**stack.functions_environment, "DOORKEY_SECRET_ID": str(secret)},
                 superuser_url=stack.superuser_url,
                 role_password=stack.secrets.role_password,
                 log=str(LOGS / "workers.log"),
@@ -147,8 +161,9 @@ class Run:
             lambda act: self.shared.count(DRIVER, "act", act.value),
         )
 
-    async def _judge(self, stack: Stack, database: Database, scripts: list[Script], outcome: Outcome) -> None:
-        settings = Settings.from_environment(stack.functions_environment)
+    async def _judge(
+        self, stack: Stack, settings: Settings, database: Database, scripts: list[Script], outcome: Outcome
+    ) -> None:
         hopeless = [script.user_id for script in scripts if script.is_hopeless]
         found: list[tuple[str, uuid.UUID | str, str]] = []
         with (LOGS / "settling.log").open("a") as log:
@@ -164,6 +179,7 @@ class Run:
         world = await verdict.look(database, stack.openrouter_url, stack.secrets.management_key)
         outcome.facts["strays_left_to_the_last_collection"] = keys_before - len(world.at_openrouter)
         found += verdict.judge(scripts, world, Sealer(settings.sealing_keys))
+        found += verdict_of_calls.judge(scripts, world, self.shared)
         for invariant, who, what in found:
             outcome.add(invariant, who, what)
         failed = self.shared.totals()[("failed",)]

@@ -10,7 +10,7 @@ import mmap
 import struct
 from collections import Counter
 
-from tests.crash.calls import CALLS, MOMENTS, USERS_CALLS, Call
+from tests.crash.calls import CALLS, MOMENTS, OWN_CALLS, USERS_CALLS, Call
 from tests.crash.plan import Act, Kind
 
 _NUMBER = struct.Struct("=I")
@@ -20,6 +20,7 @@ KEYS: tuple[Key, ...] = (
     *(("kill", str(call), moment) for call in CALLS for moment in MOMENTS),
     *(("hit", kind.value) for kind in Kind),
     *(("act", act.value) for act in Act),
+    *(("carried", str(call)) for call in OWN_CALLS),
     ("out of time",),
     ("calls",),
     ("killed",),
@@ -41,7 +42,9 @@ class Shared:
         self._rows = rows
         self._counters = mmap.mmap(-1, rows * len(KEYS) * _NUMBER.size)
         self._made = mmap.mmap(-1, max(1, users * (len(USERS_CALLS) + 1)))
-        self._flags = mmap.mmap(-1, 1)
+        self._asked = mmap.mmap(-1, max(1, users))
+        self._done = mmap.mmap(-1, max(1, users))
+        self._flags = mmap.mmap(-1, 2)
 
     @property
     def is_quiet(self) -> bool:
@@ -51,6 +54,28 @@ class Shared:
     def be_quiet(self) -> None:
         """Ends the disturbances, for everybody at once."""
         self._flags[0] = 1
+
+    @property
+    def is_key_dead(self) -> bool:
+        """Whether the gateway rejects the service key."""
+        return self._flags[1] == 1
+
+    def kill_key(self, *, is_dead: bool) -> None:
+        """Says so, to everybody at once."""
+        self._flags[1] = int(is_dead)
+
+    def answered(self, user: int) -> int:
+        """How many of what they asked for themselves was answered, the one after the other."""
+        return self._asked[user]
+
+    def answer(self, user: int, number: int, *, is_done: bool) -> None:
+        """Notes that it was, with yes (`is_done`) or no. Of two at once one may be forgotten: then less is judged."""
+        self._asked[user] = max(self._asked[user], number + 1)
+        self._done[user] |= is_done << number
+
+    def is_done(self, user: int, number: int) -> bool:
+        """Whether somebody was told that it is done."""
+        return bool(self._done[user] >> number & 1)
 
     def count(self, row: int, *key: str) -> None:
         """Adds one."""

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -60,6 +61,10 @@ select user_id, action, detail ->> 'attempt' as attempt from doorkey.audit_log
  where action in ('key.created', 'key.updated', 'key.deleted', 'attempt.failed')
  group by 1, 2, 3 having count(*) > 1
 """
+_HOLDS = "select * from doorkey.credit_holds"
+_CHARGES = (
+    "select user_id, -sum(amount_micros) as micros from public.credit_transactions where type = 'usage' group by 1"
+)
 _NOTED = "select invariant, user_id, detail from crash.noted"
 
 
@@ -74,7 +79,17 @@ class World:
     unbalanced: list[Row]
     recorded_twice: list[Row]
     noted: list[Row]
+    holds: list[Row]
+    charges: dict[UUID, Row]
     at_openrouter: dict[str, Row]
+
+    @cached_property
+    def keys_of(self) -> dict[UUID, list[Row]]:
+        """All keys that the database ever held, by user."""
+        found: dict[UUID, list[Row]] = defaultdict(list)
+        for key in self.keys:
+            found[key["user_id"]].append(key)
+        return found
 
 
 async def look(database: psycopg.AsyncConnection[Any], openrouter_url: str, management_key: str) -> World:
@@ -93,6 +108,8 @@ async def look(database: psycopg.AsyncConnection[Any], openrouter_url: str, mana
         unbalanced=await rows(_UNBALANCED),
         recorded_twice=await rows(_RECORDED_TWICE),
         noted=await rows(_NOTED),
+        holds=await rows(_HOLDS),
+        charges={row["user_id"]: row for row in await rows(_CHARGES)},
         at_openrouter=await _list_keys(openrouter_url, management_key),
     )
 
@@ -130,6 +147,9 @@ def judge(scripts: Iterable[Script], world: World, sealer: Sealer) -> Found:
         yield "an attempt records once", row["user_id"], f"{row['action']} of attempt {row['attempt']}"
     live: dict[UUID, list[Row]] = defaultdict(list)
     for key in world.keys:
+        if not key["key_name"].endswith(f"-{key['attempt']}"):
+            detail = f"{key['key_name']} is recorded as of attempt {key['attempt']}"
+            yield "a key is its own attempt's", key["user_id"], detail
         if key["status"] != "deleted":
             live[key["user_id"]].append(key)
     for script in scripts:
@@ -224,9 +244,9 @@ def _allowed_micros(account: Row, key: Row) -> int | None:
     if account["is_uncapped"]:
         return None
     sums = account["entries"]
-    spendable = Decimal(int(sums.get("available", 0)) + int(sums.get("held", 0)))
+    spendable = sum(int(sums.get(name, 0)) for name in ("available", "held", "debt")) - account["remainder_micros"]
     share = key["charged_cost_micros"] * account["markup"] + spendable
-    return int((share / account["markup"]).to_integral_value(ROUND_DOWN))
+    return int((max(share, Decimal(0)) / account["markup"]).to_integral_value(ROUND_DOWN))
 
 
 def _micros(dollars: float | None) -> int | None:
