@@ -1930,6 +1930,8 @@ create or replace function doorkey.account_of (
     'created_at', u.created_at,
     'provisioning', jsonb_build_object(
       'state', w.state, 'last_error', w.last_error, 'ready_at', w.ready_at,
+      -- Whether somebody may begin now; whoever began before may have died of it.
+      'is_due', coalesce(case w.state when 'due' then w.due_at when 'working' then w.lease_expires_at end <= now(), false),
       'is_rotating', w.rotation_grace_seconds is not null),
     'credits', (
       select jsonb_build_object(
