@@ -32,8 +32,8 @@ USER_SECONDS = 60.0
 # Where something is broken on purpose, many wait for what will never be.
 USER_SECONDS_OF_THE_BROKEN = 5.0
 POLL_SECONDS = 0.25
-# How often somebody asks for the same, and how long at most for all that they want.
-ASK_AGAIN_SECONDS = 0.75
+# How long somebody waits for an answer before they ask again, and how long at most for all that they want.
+POLLS_BEFORE_ASKING_AGAIN = 3
 ASKING_SECONDS = 12.0
 # How long a sweeper that shall come to a certain call is waited for, once everybody has signed up.
 SWEEPERS_SECONDS = 30.0
@@ -200,9 +200,10 @@ class Crowd:
                 return
             number = self._shared.answered(script.index)
             self._doorbell.ask(script, token)
-            again = time.monotonic() + ASK_AGAIN_SECONDS
-            while time.monotonic() < again and self._shared.answered(script.index) == number:
+            for _ in range(POLLS_BEFORE_ASKING_AGAIN):
                 await asyncio.sleep(POLL_SECONDS)
+                if self._shared.answered(script.index) > number:
+                    break
 
     async def _until(self, user_id: uuid.UUID, *these: set[uuid.UUID]) -> None:
         """Until the user is in one of these sets, or has waited long enough."""
