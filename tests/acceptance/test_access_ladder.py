@@ -22,6 +22,7 @@ from functions.kit.errors import InsufficientCredits
 from functions.kit.observability import logger, start_logging
 from functions.kit.settings import Settings
 from functions.provisioning import store as provisioning
+from functions.provisioning.states import Chance
 from functions.provisioning.steps import Outcome, Provisioner
 from functions.web.sessions import Session
 from infra.local.stack import CHECKOUT, Stack, StackOptions, running_stack
@@ -137,8 +138,9 @@ async def test_whose_worker_died_is_served_by_their_next_request(
     async with sandbox(place, changes) as made:
         for _ in range(2):
             await provisioning.claim(
-                made.clients.supabase, person.user_id, lease_seconds=60, request_id="dies", session=session_of(person)
-            )
+                made.clients.supabase, person.user_id, lease_seconds=60, request_id="dies", chance=Chance.LAZY,
+                session=session_of(person),
+            )  # fmt: skip
             # Alive, as far as anybody knows.
             assert (await mine(made, person)).status_code == 202
             await scene.expire_lease()
