@@ -10,11 +10,12 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 
 import psycopg
 
 from infra.bench.growth import USERS
-from infra.bench.measuring import Effort, Measured
+from infra.bench.measuring import Check, Effort, Measured
 from infra.bench.places import durable_server, install_doorkey, new_database, run_sql
 from infra.local.scratch import ScratchServer
 
@@ -117,7 +118,16 @@ async def measure_balance(effort: Effort) -> Measured:
         measured = await effort.pairs(effort.size(PAIRS, 2), many.balance_ms, few.balance_ms, effort.size(WARM_UPS, 1))
         await few.close()
         await many.close()
-    return measured
+        counted = [await _count_entries(server, name) for name in ("few", "many")]
+    wanted = [FEW_ENTRIES, effort.size(MANY_ENTRIES, QUICK_ENTRIES)]
+    found = " and ".join(f"{count:,}" for count in counted)
+    check = Check(
+        "ledger entries",
+        found,
+        " and ".join(f"{count:,}" for count in wanted) + " or more",
+        all(n >= w for n, w in zip(counted, wanted, strict=True)),
+    )
+    return replace(measured, checks=[check])
 
 
 async def measure_pages(effort: Effort) -> Measured:
@@ -145,3 +155,10 @@ async def _filled(server: ScratchServer, name: str, entries: int) -> _Reader:
     await run_sql(url, ENTRIES.format(entries=entries))
     await run_sql(url, "vacuum analyze")
     return await _Reader.connect(server, name)
+
+
+async def _count_entries(server: ScratchServer, name: str) -> int:
+    async with await psycopg.AsyncConnection.connect(server.url(database=name)) as database:
+        found = await database.execute("select count(*) from doorkey.ledger_entries")
+        ((count,),) = await found.fetchall()
+        return int(count)
