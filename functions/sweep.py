@@ -1,4 +1,4 @@
-"""Lambda: the clock ticked. Enrols whom the trigger missed, redrives what is due, expires holds, collects strays."""
+"""Lambda: the clock ticked. Enrols whom the trigger missed, redrives what is due, renews periods, collects strays."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from functions.kit.errors import DoorkeyError
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
 from functions.offers.promises import grant_promised_credits
+from functions.plans.periods import expire_lots, renew_periods
 from functions.provisioning.steps import Provisioner
 from functions.provisioning.sweeping import Chore, SweepSettings, sweep
 from functions.web.entry import Handle, LambdaEntry
@@ -32,6 +33,13 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
             provisioner.database, request_id=request_id, is_time_left=is_time_left
         ),
         "promised_credits": lambda request_id, is_time_left: grant_promised_credits(
+            provisioner.database, request_id=request_id, is_time_left=is_time_left
+        ),
+        # Before what else expires, so that an allowance is renewed and not only taken.
+        "renewed": lambda request_id, is_time_left: renew_periods(
+            provisioner.database, request_id=request_id, is_time_left=is_time_left
+        ),
+        "expired_lots": lambda request_id, is_time_left: expire_lots(
             provisioner.database, request_id=request_id, is_time_left=is_time_left
         ),
     }

@@ -16,6 +16,10 @@
     ├── HoldNotFound              404  hold_not_found
     ├── TransactionNotFound       404  transaction_not_found
     ├── ReviewNotFound            404  review_not_found
+    ├── UnknownPlan               404  unknown_plan
+    ├── PlanInactive              409  plan_inactive
+    ├── PlanUnchanged             409  plan_unchanged
+    ├── NoPeriod                  409  no_period
     ├── MethodNotAllowed          405  method_not_allowed
     ├── IdempotencyConflict       409  idempotency_conflict
     ├── KeyReplaced               409  key_replaced
@@ -178,6 +182,34 @@ class TransactionNotFound(DoorkeyError):
     status = 404
 
 
+class UnknownPlan(DoorkeyError):
+    """There is no plan of this name."""
+
+    code = "unknown_plan"
+    status = 404
+
+
+class PlanInactive(DoorkeyError):
+    """Nobody comes to this plan any more; whoever is on it stays."""
+
+    code = "plan_inactive"
+    status = 409
+
+
+class PlanUnchanged(DoorkeyError):
+    """The user is on this plan already, and no other one waits."""
+
+    code = "plan_unchanged"
+    status = 409
+
+
+class NoPeriod(DoorkeyError):
+    """The user is in no period that could end. Change the plan now."""
+
+    code = "no_period"
+    status = 409
+
+
 class TransactionNotReversible(DoorkeyError):
     """This transaction gave nobody credits, or all of them have left already: there is nothing to take back."""
 
@@ -221,7 +253,7 @@ class IdempotencyKeyInvalid(DoorkeyError):
 
 
 class PostingInvalid(DoorkeyError):
-    """This posting can't be made: its type, its reason, who makes it or when it expires is missing or not possible."""
+    """This can't be done: its type, its reason, who does it, or when, is missing or not possible."""
 
     code = "posting_invalid"
     status = 422

@@ -20,7 +20,8 @@ begin
   end if;
   select string_agg(format('public.%I', n.name), ', ') into v_taken
     from unnest(array[
-           'plans', 'credit_accounts', 'credit_accounts_plan', 'credit_transactions', 'credit_transactions_once',
+           'plans', 'credit_accounts', 'credit_accounts_plan', 'credit_accounts_pending_plan', 'credit_accounts_period',
+           'credit_accounts_without_period', 'credit_transactions', 'credit_transactions_once',
            'credit_transactions_user', 'openrouter_user_keys', 'openrouter_user_keys_one_live',
            'openrouter_user_keys_one_retiring', 'openrouter_user_keys_user',
            'report_signups', 'grant_promised_credits', 'list_reviews', 'release_welcome', 'claw_back_welcome',
@@ -30,6 +31,7 @@ begin
            'get_backfill_progress', 'get_doorkey_connection', 'store_doorkey_connection', 'count_sealed_secrets',
            'list_sealed_secrets', 'reseal_secrets', 'reserve_credits', 'settle_credits', 'release_credits', 'expire_holds',
            'post_credits', 'reverse_transaction',
+           'renew_periods', 'expire_lots', 'change_plan',
            'claim_my_provisioning', 'finish_my_provisioning', 'finish_my_key_update', 'finish_my_key_deletion',
            'defer_my_provisioning', 'hold_my_provisioning', 'recheck_my_key', 'reveal_my_key', 'request_my_key_rotation',
            'reserve_my_credits', 'settle_my_hold', 'release_my_hold', 'list_my_transactions', 'list_transactions', 'get_account', 'get_usage', 'get_my_usage', 'create_my_profile',

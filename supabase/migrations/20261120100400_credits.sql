@@ -37,6 +37,13 @@ create table if not exists public.credit_accounts (
   remainder_micros numeric not null default 0 check (remainder_micros >= 0 and remainder_micros < 1),
   period_started_at timestamptz,
   period_ends_at timestamptz,
+  -- How many periods have begun: so each has a name of its own, whatever the clock says.
+  period_number integer not null default 0 check (period_number >= 0),
+  -- The plan that the next period begins with; null: the same.
+  pending_plan_id text references public.plans (id),
+  -- What a change to a smaller plan could not take back of this period's allowance, because it was spent: a change to a
+  -- larger one brings so much less.
+  unreturned_micros bigint not null default 0 check (unreturned_micros >= 0),
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   check ((period_started_at is null) = (period_ends_at is null)),
@@ -46,6 +53,11 @@ comment on table public.credit_accounts is 'Balances of each user in micro-dolla
 create index if not exists credit_accounts_plan on public.credit_accounts (plan_id);
 create unique index if not exists credit_accounts_referral_code
   on public.credit_accounts (referral_code) where referral_code is not null;
+create index if not exists credit_accounts_pending_plan on public.credit_accounts (pending_plan_id)
+  where pending_plan_id is not null;
+-- "Whose period is over, and who never had one?"
+create index if not exists credit_accounts_period on public.credit_accounts (period_ends_at) where period_ends_at is not null;
+create index if not exists credit_accounts_without_period on public.credit_accounts (plan_id) where period_ends_at is null;
 alter table public.credit_accounts enable row level security;
 revoke all on table public.credit_accounts from public, anon, authenticated, service_role;
 grant select on table public.credit_accounts to authenticated, service_role;
@@ -254,6 +266,12 @@ begin
          case when s.referral_bonus_micros is not null then left(md5(gen_random_uuid()::text), 16) end
     from doorkey.settings as s
   on conflict (user_id) do nothing;
+  -- On a plan with periods, the first one begins.
+  if found and exists (
+    select from doorkey.settings as s join public.plans as p on p.id = s.default_plan_id where p.period_days is not null
+  ) then
+    perform doorkey.begin_periods(array[p_user_id], p_actor, p_request_id);
+  end if;
   -- Asked before posting: the plan's welcome may have changed since, and the first one counts. One that is held is one.
   if exists (select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key)
      or exists (select from doorkey.welcomes as w where w.user_id = p_user_id) then

@@ -54,6 +54,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "doorkey.promised_credits": (),
     "doorkey.known_people": (),
     "doorkey.signup_ranges": (),
+    "doorkey.plan_changes": (),
 }
 
 # Where only some columns may be read: by role.
@@ -82,6 +83,7 @@ SEQUENCES: dict[str, tuple[str, ...]] = {
     "doorkey.audit_log_id_seq": (),
     "doorkey.credit_lots_id_seq": (),
     "doorkey.promised_credits_id_seq": (),
+    "doorkey.plan_changes_id_seq": (),
 }
 
 PAGE_OF_TRANSACTIONS = "timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer"
@@ -143,6 +145,9 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "public.expire_holds(integer, text)": ("service_role",),
     "public.post_credits(uuid, text, bigint, text, text, text, timestamp with time zone, text)": ("service_role",),
     "public.reverse_transaction(bigint, text, text, text, text)": ("service_role",),
+    "public.renew_periods(integer, text)": ("service_role",),
+    "public.expire_lots(integer, text)": ("service_role",),
+    "public.change_plan(uuid, text, text, text, text, text, text)": ("service_role",),
     "public.prove_webhook_secret(text)": ("service_role",),
     "public.get_doorkey_connection()": ("service_role",),
     "public.store_doorkey_connection(text, text, text, text)": ("service_role",),
@@ -194,6 +199,9 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.expire_holds(integer, text)": ("service_role",),
     "doorkey.post_credits(uuid, text, bigint, text, text, text, timestamp with time zone, text)": ("service_role",),
     "doorkey.reverse_transaction(bigint, text, text, text, text)": ("service_role",),
+    "doorkey.renew_periods(integer, text)": ("service_role",),
+    "doorkey.expire_lots(integer, text)": ("service_role",),
+    "doorkey.change_plan(uuid, text, text, text, text, text, text)": ("service_role",),
     "doorkey.prove_webhook_secret(text)": ("service_role",),
     "doorkey.preview_backfill(uuid, uuid, timestamp with time zone, timestamp with time zone, integer)": (
         "service_role",
@@ -217,6 +225,13 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.apply_entries()": (),
     "doorkey.backfill_ceiling()": (),
     "doorkey.backfill_room()": (),
+    "doorkey.begin_periods(uuid[], text, text)": (),
+    "doorkey.lock_keys_of(uuid[])": (),
+    "doorkey.move_periods_back(integer, text)": (),
+    "doorkey.next_periods(uuid[])": (),
+    "doorkey.prorate_allowance(credit_accounts, plans, bigint, text, text, text)": (),
+    "doorkey.take_from_lots(bigint[], bigint[], text, text, text, text)": (),
+    "doorkey.unheld_of_lots(uuid[])": (),
     "doorkey.braked_until()": (),
     "doorkey.check_deferred_constraints()": (),
     "doorkey.check_proof(text)": (),

@@ -163,6 +163,9 @@ _CALLS = {
     "expire_holds": Call((0, "door"), "page_out_of_range"),
     "post_credits": Call((NOBODY, "bonus", 1, "door", "door", "door", None, "door"), "profile_not_found"),
     "reverse_transaction": Call((0, "door", "door", "door", "door"), "transaction_not_found"),
+    "renew_periods": Call((0, "door"), "page_out_of_range"),
+    "expire_lots": Call((0, "door"), "page_out_of_range"),
+    "change_plan": Call((NOBODY, "trial", "now", "door", "door", "door", "door"), "profile_not_found"),
 }
 # By hand, the doors that want a proof open to nobody.
 _CALLS |= {
