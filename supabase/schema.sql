@@ -81,6 +81,9 @@ create table "public"."credit_accounts" (
   "remainder_micros"  numeric                  not null default 0,
   "period_started_at" timestamp with time zone,
   "period_ends_at"    timestamp with time zone,
+  "period_number"     integer                  not null default 0,
+  "pending_plan_id"   text,
+  "unreturned_micros" bigint                   not null default 0,
   "created_at"        timestamp with time zone not null default now(),
   "updated_at"        timestamp with time zone not null default now(),
   constraint "credit_accounts_available_micros_check" check ((available_micros >= 0)),
@@ -89,19 +92,31 @@ create table "public"."credit_accounts" (
   constraint "credit_accounts_debt_micros_check" check ((debt_micros >= 0)),
   constraint "credit_accounts_held_micros_check" check ((held_micros >= 0)),
   constraint "credit_accounts_leaving_micros_check" check ((leaving_micros >= 0)),
+  constraint "credit_accounts_period_number_check" check ((period_number >= 0)),
   constraint "credit_accounts_pkey" primary key (user_id),
   constraint "credit_accounts_receivable_micros_check" check ((receivable_micros >= 0)),
   constraint "credit_accounts_remainder_micros_check" check (((remainder_micros >= (0)::numeric) AND (remainder_micros < (1)::numeric))),
+  constraint "credit_accounts_unreturned_micros_check" check ((unreturned_micros >= 0)),
+  constraint "credit_accounts_pending_plan_id_fkey" foreign key (pending_plan_id) references public.plans(id),
   constraint "credit_accounts_plan_id_fkey" foreign key (plan_id) references public.plans(id)
 );
 
 alter table "public"."credit_accounts"
   enable row level security;
 
+create index credit_accounts_pending_plan on public.credit_accounts using btree (pending_plan_id)
+  where (pending_plan_id is not null);
+
+create index credit_accounts_period on public.credit_accounts using btree (period_ends_at)
+  where (period_ends_at is not null);
+
 create index credit_accounts_plan on public.credit_accounts using btree (plan_id);
 
 create unique index credit_accounts_referral_code on public.credit_accounts using btree (referral_code)
   where (referral_code is not null);
+
+create index credit_accounts_without_period on public.credit_accounts using btree (plan_id)
+  where (period_ends_at is null);
 
 create policy "Users may read their own account" on "public"."credit_accounts"
   for select
@@ -561,6 +576,31 @@ create trigger refuse_rewriting
   for each STATEMENT
   execute function doorkey.refuse_rewriting();
 
+-- doorkey.plan_changes
+
+create table "doorkey"."plan_changes" (
+  "id"              bigint                   generated always as identity not null,
+  "user_id"         uuid                     not null,
+  "idempotency_key" text                     not null,
+  "old_plan_id"     text                     not null,
+  "plan_id"         text                     not null,
+  "takes_effect"    text                     not null,
+  "effective_at"    timestamp with time zone not null,
+  "period_ends_at"  timestamp with time zone,
+  "actor"           text                     not null,
+  "reason"          text                     not null,
+  "request_id"      text,
+  "created_at"      timestamp with time zone not null default now(),
+  constraint "plan_changes_idempotency_key_check" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
+  constraint "plan_changes_pkey" primary key (id),
+  constraint "plan_changes_takes_effect_check" check ((takes_effect = ANY (ARRAY['now'::text, 'period_end'::text]))),
+  constraint "plan_changes_user_id_idempotency_key_key" unique (user_id, idempotency_key),
+  constraint "plan_changes_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id)
+);
+
+alter table "doorkey"."plan_changes"
+  enable row level security;
+
 -- doorkey.promised_credits
 
 create table "doorkey"."promised_credits" (
@@ -883,6 +923,30 @@ revoke all on function "public"."backfill_users"(uuid, uuid, timestamp with time
 
 grant execute on function "public"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) to "service_role";
 
+-- public.change_plan
+
+create or replace function public.change_plan (
+  user_id         uuid,
+  plan_id         text,
+  takes_effect    text,
+  idempotency_key text,
+  actor           text,
+  reason          text,
+  request_id      text
+)
+  returns table (
+    new_plan_id    text,
+    effective_at   timestamp with time zone,
+    period_ends_at timestamp with time zone
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.change_plan($1, $2, $3, $4, $5, $6, $7); $function$;
+
+revoke all on function "public"."change_plan"(uuid, text, text, text, text, text, text) from public;
+
+grant execute on function "public"."change_plan"(uuid, text, text, text, text, text, text) to "service_role";
+
 -- public.claim_my_provisioning
 
 create or replace function public.claim_my_provisioning (
@@ -1040,6 +1104,21 @@ create or replace function public.expire_holds (
 revoke all on function "public"."expire_holds"(integer, text) from public;
 
 grant execute on function "public"."expire_holds"(integer, text) to "service_role";
+
+-- public.expire_lots
+
+create or replace function public.expire_lots (
+  expired_rows integer,
+  request_id   text
+)
+  returns integer
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.expire_lots($1, $2); $function$;
+
+revoke all on function "public"."expire_lots"(integer, text) from public;
+
+grant execute on function "public"."expire_lots"(integer, text) to "service_role";
 
 -- public.finish_key_deletion
 
@@ -1636,6 +1715,21 @@ revoke all on function "public"."release_welcome"(uuid, text, text) from public;
 
 grant execute on function "public"."release_welcome"(uuid, text, text) to "service_role";
 
+-- public.renew_periods
+
+create or replace function public.renew_periods (
+  renewed_rows integer,
+  request_id   text
+)
+  returns integer
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.renew_periods($1, $2); $function$;
+
+revoke all on function "public"."renew_periods"(integer, text) from public;
+
+grant execute on function "public"."renew_periods"(integer, text) to "service_role";
+
 -- public.report_signups
 
 create or replace function public.report_signups (
@@ -2231,6 +2325,79 @@ revoke all on function "doorkey"."backfill_users"(uuid, uuid, timestamp with tim
 
 grant execute on function "doorkey"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) to "service_role";
 
+-- doorkey.begin_periods
+
+create or replace function doorkey.begin_periods (
+  p_user_ids   uuid[],
+  p_actor      text,
+  p_request_id text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_begun uuid[];
+  v_lots bigint[];
+  v_amounts bigint[];
+begin
+  select array_agg(f.lot_id), array_agg(f.unheld_micros) into v_lots, v_amounts
+    from doorkey.unheld_of_lots(p_user_ids) as f
+    join doorkey.credit_lots as l on l.id = f.lot_id and l.is_allowance;
+  perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'End of the period', p_actor, p_request_id);
+
+  with before as materialized (
+    select n.*, a.plan_id as old_plan_id
+      from doorkey.next_periods(p_user_ids) as n join public.credit_accounts as a on a.user_id = n.user_id
+  ), begun as (
+    update public.credit_accounts as a
+       set plan_id = b.plan_id, pending_plan_id = null, period_started_at = b.starts_at, period_ends_at = b.ends_at,
+           period_number = a.period_number + case when b.ends_at is null then 0 else 1 end,
+           unreturned_micros = 0, updated_at = now()
+      from before as b where a.user_id = b.user_id
+  ), noted as (
+    select doorkey.write_audit(p_actor, 'plan.changed', b.user_id, p_request_id, jsonb_build_object(
+             'when', 'period_end', 'before', jsonb_build_object('plan_id', b.old_plan_id),
+             'after', jsonb_build_object('plan_id', b.plan_id)))
+      from before as b where b.plan_id <> b.old_plan_id
+  )
+  select array_agg(b.user_id) filter (where b.ends_at is not null) into v_begun
+    from before as b cross join (select count(*) from noted) as n;
+
+  with granted as (
+    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+    select a.user_id, 'renewal', p.credits_per_period_micros, format('period:%s:%s', a.user_id, a.period_number),
+           'Allowance of ' || p.name, p_actor, p_request_id
+      from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
+     where a.user_id = any (v_begun) and p.credits_per_period_micros > 0
+    -- Never twice for one period, whatever happens to the account.
+    on conflict on constraint credit_transactions_once do nothing
+    returning id, user_id, amount_micros
+  ), priced as materialized (
+    select g.*, a.period_ends_at, least(a.debt_micros, g.amount_micros) as owed_micros
+      from granted as g join public.credit_accounts as a on a.user_id = g.user_id
+  ), lots as (
+    insert into doorkey.credit_lots
+      (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at, is_allowance)
+    -- Spent after the welcome, which expires too, and before what was paid for.
+    select g.user_id, g.id, g.amount_micros, g.amount_micros - g.owed_micros, 75, g.period_ends_at, true from priced as g
+  )
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  select g.id, e.account, e.amount
+    from priced as g
+   cross join lateral (values ('available'::doorkey.ledger_account, g.amount_micros - g.owed_micros),
+                              ('debt', g.owed_micros), ('granted', -g.amount_micros)) as e (account, amount)
+   where e.amount <> 0;
+
+  perform doorkey.want(u.id) from unnest(p_user_ids) as u (id);
+  perform doorkey.post_out_leaving(a.user_id) from public.credit_accounts as a
+    where a.user_id = any (p_user_ids) and a.leaving_micros > 0;
+end
+$function$;
+
+revoke all on function "doorkey"."begin_periods"(uuid[], text, text) from public;
+
 -- doorkey.braked_until
 
 create or replace function doorkey.braked_until()
@@ -2259,6 +2426,103 @@ end
 $function$;
 
 revoke all on function "doorkey"."braked_until"() from public;
+
+-- doorkey.change_plan
+
+create or replace function doorkey.change_plan (
+  p_user_id         uuid,
+  p_plan_id         text,
+  p_when            text,
+  p_idempotency_key text,
+  p_actor           text,
+  p_reason          text,
+  p_request_id      text
+)
+  returns table (
+    plan_id        text,
+    effective_at   timestamp with time zone,
+    period_ends_at timestamp with time zone
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_plan public.plans;
+  v_before public.credit_accounts;
+  v_after public.credit_accounts;
+  v_change doorkey.plan_changes;
+begin
+  perform doorkey.check_posting(p_idempotency_key, p_reason, p_actor);
+  if p_when is null or p_when not in ('now', 'period_end') then
+    raise sqlstate 'PT422' using message = 'posting_invalid', hint = 'A plan changes `now` or at `period_end`.';
+  end if;
+  perform doorkey.want(p_user_id);
+  v_before := doorkey.lock_account(p_user_id);
+  select * into v_change from doorkey.plan_changes as c
+   where c.user_id = p_user_id and c.idempotency_key = p_idempotency_key;
+  if found then
+    if (v_change.plan_id, v_change.takes_effect, v_change.reason) is distinct from (p_plan_id, p_when, p_reason) then
+      raise sqlstate 'PT409' using message = 'idempotency_conflict',
+        hint = 'This key was used for another change. Use a new key for a new one.';
+    end if;
+    return query select v_change.plan_id, v_change.effective_at, v_change.period_ends_at;
+    return;
+  end if;
+  if v_before.period_ends_at <= now() then
+    -- No sweep came by yet. What was to begin then has begun.
+    perform doorkey.begin_periods(array[p_user_id], 'credits', p_request_id);
+    v_before := doorkey.lock_account(p_user_id);
+  end if;
+  select * into v_plan from public.plans as p where p.id = p_plan_id;
+  if not found then
+    raise sqlstate 'PT404' using message = 'unknown_plan', hint = 'There is no such plan.';
+  end if;
+  if v_plan.id = v_before.plan_id and v_before.pending_plan_id is null then
+    raise sqlstate 'PT409' using message = 'plan_unchanged', hint = 'The user is on this plan, and no change waits.';
+  end if;
+  if not v_plan.is_active and v_plan.id <> v_before.plan_id then
+    raise sqlstate 'PT409' using message = 'plan_inactive', hint = 'Nobody comes to this plan any more.';
+  end if;
+  if not (doorkey.desired_key(p_user_id)).is_present then
+    raise sqlstate 'PT410' using message = 'user_gone', hint = 'The user was deleted.';
+  end if;
+  if p_when = 'period_end' and v_before.period_ends_at is null then
+    raise sqlstate 'PT409' using message = 'no_period', hint = 'No period that could end. Change the plan now.';
+  end if;
+  insert into doorkey.plan_changes as c
+    (user_id, idempotency_key, old_plan_id, plan_id, takes_effect, effective_at, actor, reason, request_id)
+  values (p_user_id, p_idempotency_key, v_before.plan_id, v_plan.id, p_when,
+          case when p_when = 'now' or v_plan.id = v_before.plan_id then now() else v_before.period_ends_at end,
+          p_actor, p_reason, p_request_id)
+  returning * into v_change;
+  if v_plan.id = v_before.plan_id then
+    update public.credit_accounts as a set pending_plan_id = null, updated_at = now() where a.user_id = p_user_id;
+  elsif p_when = 'period_end' then
+    update public.credit_accounts as a set pending_plan_id = v_plan.id, updated_at = now() where a.user_id = p_user_id;
+  else
+    update public.credit_accounts as a set plan_id = v_plan.id, pending_plan_id = null, updated_at = now()
+     where a.user_id = p_user_id;
+    if v_before.period_ends_at is null then
+      perform doorkey.begin_periods(array[p_user_id], p_actor, p_request_id);
+    else
+      perform doorkey.prorate_allowance(v_before, v_plan, v_change.id, p_reason, p_actor, p_request_id);
+      perform doorkey.post_out_leaving(p_user_id);
+    end if;
+  end if;
+  v_after := doorkey.lock_account(p_user_id);
+  update doorkey.plan_changes as c set period_ends_at = v_after.period_ends_at where c.id = v_change.id;
+  perform doorkey.write_audit(p_actor, 'plan.changed', p_user_id, p_request_id, jsonb_build_object(
+    'when', p_when, 'reason', p_reason, 'effective_at', v_change.effective_at,
+    'before', to_jsonb(v_before) - '{user_id,created_at,updated_at}'::text[],
+    'after', to_jsonb(v_after) - '{user_id,created_at,updated_at}'::text[]));
+  return query select v_change.plan_id, v_change.effective_at, v_after.period_ends_at;
+end
+$function$;
+
+revoke all on function "doorkey"."change_plan"(uuid, text, text, text, text, text, text) from public;
+
+grant execute on function "doorkey"."change_plan"(uuid, text, text, text, text, text, text) to "service_role";
 
 -- doorkey.check_deferred_constraints
 
@@ -2993,6 +3257,56 @@ $function$;
 revoke all on function "doorkey"."expire_holds"(integer, text) from public;
 
 grant execute on function "doorkey"."expire_holds"(integer, text) to "service_role";
+
+-- doorkey.expire_lots
+
+create or replace function doorkey.expire_lots (
+  p_rows       integer,
+  p_request_id text
+)
+  returns integer
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_users uuid[];
+  v_lots bigint[];
+  v_amounts bigint[];
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Expire 1 to 1000 lots at a time.';
+  end if;
+  select array_agg(distinct d.user_id) into v_users from (
+    select a.user_id
+      from doorkey.credit_lots as l join public.credit_accounts as a on a.user_id = l.user_id
+     where l.remaining_micros > 0 and l.expires_at <= now()
+       and not (l.is_allowance and l.expires_at is not distinct from a.period_ends_at)
+       and (a.held_micros = 0 or exists (
+         select from doorkey.unheld_of_lots(array[a.user_id]) as f where f.lot_id = l.id and f.unheld_micros > 0))
+     order by l.expires_at limit p_rows
+       for no key update of a skip locked) as d;
+  v_users := doorkey.lock_keys_of(v_users);
+  select array_agg(f.lot_id), array_agg(f.unheld_micros) into v_lots, v_amounts
+    from doorkey.unheld_of_lots(v_users) as f
+    join doorkey.credit_lots as l on l.id = f.lot_id
+    join public.credit_accounts as a on a.user_id = f.user_id
+   where l.expires_at <= now() and not (l.is_allowance and l.expires_at is not distinct from a.period_ends_at)
+     and f.unheld_micros > 0;
+  if v_lots is null then
+    return 0;
+  end if;
+  perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'Credits expired', 'sweep', p_request_id);
+  perform doorkey.want(l.user_id) from (select distinct user_id from doorkey.credit_lots where id = any (v_lots)) as l;
+  perform doorkey.post_out_leaving(l.user_id)
+    from (select distinct user_id from doorkey.credit_lots where id = any (v_lots)) as l;
+  return cardinality(v_lots);
+end
+$function$;
+
+revoke all on function "doorkey"."expire_lots"(integer, text) from public;
+
+grant execute on function "doorkey"."expire_lots"(integer, text) to "service_role";
 
 -- doorkey.fill_profile
 
@@ -3985,6 +4299,29 @@ $function$;
 
 revoke all on function "doorkey"."lock_hold"(uuid, uuid) from public;
 
+-- doorkey.lock_keys_of
+
+create or replace function doorkey.lock_keys_of (
+  p_user_ids uuid[]
+)
+  returns uuid[]
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_locked uuid[];
+begin
+  select array_agg(p.user_id) into v_locked from (
+    select p.user_id from doorkey.provisioning as p where p.user_id = any (p_user_ids) for update skip locked) as p;
+  return (
+    select coalesce(array_agg(u.id), '{}') from unnest(p_user_ids) as u (id)
+     where u.id = any (v_locked) or not exists (select from doorkey.provisioning as p where p.user_id = u.id));
+end
+$function$;
+
+revoke all on function "doorkey"."lock_keys_of"(uuid[]) from public;
+
 -- doorkey.lock_welcome
 
 create or replace function doorkey.lock_welcome (
@@ -4054,6 +4391,40 @@ end
 $function$;
 
 revoke all on function "doorkey"."may_ask_openrouter"() from public;
+
+-- doorkey.move_periods_back
+
+create or replace function doorkey.move_periods_back (
+  p_rows       integer,
+  p_request_id text
+)
+  returns void
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  with ahead as materialized (
+    select a.user_id, a.period_ends_at,
+           make_interval(hours => 24 * p.period_days)
+           * (ceil(extract(epoch from a.period_started_at - now()) / (86400 * p.period_days)) - 1)::integer as back
+      from public.plans as p join public.credit_accounts as a on a.plan_id = p.id
+     where a.period_ends_at > now() + make_interval(hours => 24 * p.period_days)
+       and a.period_started_at > now() + make_interval(hours => 24 * p.period_days)
+     order by a.period_ends_at desc limit p_rows
+       for no key update of a skip locked
+  ), moved as (
+    update public.credit_accounts as a
+       set period_started_at = a.period_started_at - m.back, period_ends_at = a.period_ends_at - m.back, updated_at = now()
+      from ahead as m where a.user_id = m.user_id
+  ), lots as (
+    update doorkey.credit_lots as l set expires_at = l.expires_at - m.back
+      from ahead as m where l.user_id = m.user_id and l.is_allowance and l.expires_at = m.period_ends_at
+  )
+  select doorkey.write_audit('sweep', 'period.moved_back', m.user_id, p_request_id, jsonb_build_object(
+           'before', m.period_ends_at, 'after', m.period_ends_at - m.back)) from ahead as m;
+$function$;
+
+revoke all on function "doorkey"."move_periods_back"(integer, text) from public;
 
 -- doorkey.my_account
 
@@ -4255,6 +4626,47 @@ end
 $function$;
 
 revoke all on function "doorkey"."next_old_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
+
+-- doorkey.next_periods
+
+create or replace function doorkey.next_periods (
+  p_user_ids uuid[]
+)
+  returns table (
+    user_id      uuid,
+    plan_id      text,
+    starts_at    timestamp with time zone,
+    ends_at      timestamp with time zone,
+    skipped      integer,
+    is_untouched boolean
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select a.user_id, p.id, n.starts_at, n.starts_at + d.length, d.skipped,
+         n.starts_at is not null and a.period_ends_at is not null and a.pending_plan_id is null and a.debt_micros = 0
+           and coalesce((
+             select sum(l.amount_micros) = p.credits_per_period_micros and sum(l.remaining_micros) = sum(l.amount_micros)
+               from doorkey.credit_lots as l
+              where l.user_id = a.user_id and l.is_allowance and l.expires_at = a.period_ends_at
+             having count(*) > 0), p.credits_per_period_micros = 0)
+    from public.credit_accounts as a
+    join public.plans as p on p.id = coalesce(a.pending_plan_id, a.plan_id)
+    left join doorkey.provisioning as w on w.user_id = a.user_id
+   cross join lateral (
+     select make_interval(hours => 24 * p.period_days) as length,
+            greatest(div(extract(epoch from now() - a.period_ends_at), 86400 * p.period_days), 0)::integer as skipped
+   ) as d
+   cross join lateral (
+     select case when p.period_days is not null and w.state is distinct from 'gone'
+                 then coalesce(a.period_ends_at + d.skipped * d.length, now()) end as starts_at
+   ) as n
+   where a.user_id = any (p_user_ids);
+$function$;
+
+revoke all on function "doorkey"."next_periods"(uuid[]) from public;
 
 -- doorkey.normalise_mail
 
@@ -4861,6 +5273,61 @@ $function$;
 
 revoke all on function "doorkey"."profile_id_is_user_id"() from public;
 
+-- doorkey.prorate_allowance
+
+create or replace function doorkey.prorate_allowance (
+  p_account    public.credit_accounts,
+  p_plan       public.plans,
+  p_change_id  bigint,
+  p_reason     text,
+  p_actor      text,
+  p_request_id text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_old public.plans;
+  v_days constant numeric := extract(epoch from p_account.period_ends_at - now()) / 86400;
+  v_change bigint;
+  v_given bigint;
+  v_id bigint;
+  v_lots bigint[];
+  v_amounts bigint[];
+  v_taken bigint := 0;
+begin
+  select * into strict v_old from public.plans as p where p.id = p_account.plan_id;
+  v_change := floor(v_days * (coalesce(p_plan.credits_per_period_micros::numeric / p_plan.period_days, 0)
+                              - coalesce(v_old.credits_per_period_micros::numeric / v_old.period_days, 0)));
+  if v_change > 0 then
+    v_given := greatest(v_change - p_account.unreturned_micros, 0);
+    update public.credit_accounts as a set unreturned_micros = greatest(a.unreturned_micros - v_change, 0)
+     where a.user_id = p_account.user_id;
+    if v_given > 0 then
+      v_id := doorkey.post_grant(p_account.user_id, 'adjustment', v_given, 'plan:' || p_change_id, p_reason, p_actor,
+                                 p_account.period_ends_at, 75::smallint, p_request_id);
+      update doorkey.credit_lots as l set is_allowance = true where l.transaction_id = v_id;
+    end if;
+  elsif v_change < 0 then
+    select array_agg(t.lot_id), array_agg(t.micros), coalesce(sum(t.micros), 0) into v_lots, v_amounts, v_taken from (
+      select f.lot_id,
+             least(f.unheld_micros, greatest(-v_change - (sum(f.unheld_micros) over newest - f.unheld_micros), 0))::bigint
+               as micros
+        from doorkey.unheld_of_lots(array[p_account.user_id]) as f
+        join doorkey.credit_lots as l on l.id = f.lot_id
+       where l.is_allowance and l.expires_at = p_account.period_ends_at
+      window newest as (order by l.id desc)) as t;
+    perform doorkey.take_from_lots(v_lots, v_amounts, 'adjustment', p_reason, p_actor, p_request_id);
+    update public.credit_accounts as a set unreturned_micros = a.unreturned_micros - v_change - v_taken
+     where a.user_id = p_account.user_id;
+  end if;
+end
+$function$;
+
+revoke all on function "doorkey"."prorate_allowance"(public.credit_accounts, public.plans, bigint, text, text, text) from public;
+
 -- doorkey.prove_webhook_secret
 
 create or replace function doorkey.prove_webhook_secret (
@@ -5117,6 +5584,76 @@ end
 $function$;
 
 revoke all on function "doorkey"."remember_people"() from public;
+
+-- doorkey.renew_periods
+
+create or replace function doorkey.renew_periods (
+  p_rows       integer,
+  p_request_id text
+)
+  returns integer
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_due uuid[];
+  v_touched uuid[];
+  v_count integer;
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Renew 1 to 1000 periods at a time.';
+  end if;
+  perform doorkey.move_periods_back(p_rows, p_request_id);
+  select coalesce(array_agg(d.user_id), '{}') into v_due from (
+    select a.user_id from public.credit_accounts as a
+     where a.period_ends_at <= now() order by a.period_ends_at limit p_rows for no key update skip locked) as d;
+  select v_due || coalesce(array_agg(d.user_id), '{}') into v_due from (
+    select a.user_id
+      from public.credit_accounts as a left join doorkey.provisioning as w on w.user_id = a.user_id
+     where a.period_ends_at is null and a.plan_id in (select p.id from public.plans as p where p.period_days is not null)
+       and w.state is distinct from 'gone'
+     limit p_rows - cardinality(v_due) for no key update of a skip locked) as d;
+  if cardinality(v_due) = 0 then
+    return 0;
+  end if;
+  -- In a statement of its own: what it reads is what there is since the locks were taken.
+  with due as materialized (
+    select n.*, a.period_ends_at as ended_at
+      from doorkey.next_periods(v_due) as n join public.credit_accounts as a on a.user_id = n.user_id
+  ), moved as (
+    update public.credit_accounts as a
+       set period_started_at = d.starts_at, period_ends_at = d.ends_at, period_number = a.period_number + 1,
+           unreturned_micros = 0, updated_at = now()
+      from due as d where a.user_id = d.user_id and d.is_untouched
+  ), lots as (
+    update doorkey.credit_lots as l set expires_at = d.ends_at
+      from due as d
+     where d.is_untouched and l.user_id = d.user_id and l.is_allowance and l.expires_at = d.ended_at
+       and l.remaining_micros > 0
+  ), noted as (
+    -- Periods that passed without anybody renewing them bring nothing afterwards.
+    select doorkey.write_audit('sweep', 'periods.skipped', d.user_id, p_request_id, jsonb_build_object(
+             'periods', d.skipped, 'from', d.ended_at, 'to', d.starts_at))
+      from due as d where d.skipped > 0 and d.starts_at is not null
+  )
+  select count(*) filter (where d.is_untouched), array_agg(d.user_id) filter (where not d.is_untouched)
+    into v_count, v_touched
+    from due as d cross join (select count(*) from noted) as n;
+  if v_touched is not null then
+    v_touched := doorkey.lock_keys_of(v_touched);
+    perform doorkey.begin_periods(v_touched, 'sweep', p_request_id);
+    v_count := v_count + cardinality(v_touched);
+  end if;
+  perform doorkey.write_audit('sweep', 'periods.renewed', null, p_request_id,
+    jsonb_build_object('periods', v_count, 'touched', coalesce(cardinality(v_touched), 0)));
+  return v_count;
+end
+$function$;
+
+revoke all on function "doorkey"."renew_periods"(integer, text) from public;
+
+grant execute on function "doorkey"."renew_periods"(integer, text) to "service_role";
 
 -- doorkey.request_key_rotation
 
@@ -6171,6 +6708,43 @@ $function$;
 
 revoke all on function "doorkey"."take_credits"(uuid, text, bigint, text, text, text, text, bigint) from public;
 
+-- doorkey.take_from_lots
+
+create or replace function doorkey.take_from_lots (
+  p_lot_ids        bigint[],
+  p_amounts_micros bigint[],
+  p_type           text,
+  p_reason         text,
+  p_actor          text,
+  p_request_id     text
+)
+  returns void
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  with taken as (
+    update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - t.micros
+      from unnest(p_lot_ids, p_amounts_micros) as t (lot_id, micros)
+     where l.id = t.lot_id and t.micros > 0
+    -- What is left of a lot is less each time.
+    returning l.id, l.user_id, t.micros, format('lot:%s:%s', l.id, l.remaining_micros) as key
+  ), posted as (
+    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+    select t.user_id, p_type, 0, t.key, p_reason, p_actor, p_request_id from taken as t order by t.id
+    returning id, idempotency_key
+  ), noted as (
+    insert into doorkey.credit_takings (transaction_id, user_id, lot_id, asked_micros, taken_micros)
+    select p.id, t.user_id, t.id, t.micros, t.micros from posted as p join taken as t on t.key = p.idempotency_key
+  )
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  select p.id, e.account, e.sign * t.micros
+    from posted as p join taken as t on t.key = p.idempotency_key
+   cross join (values ('available'::doorkey.ledger_account, -1), ('leaving', 1)) as e (account, sign);
+$function$;
+
+revoke all on function "doorkey"."take_from_lots"(bigint[], bigint[], text, text, text, text) from public;
+
 -- doorkey.transaction_types
 
 create or replace function doorkey.transaction_types()
@@ -6234,6 +6808,31 @@ revoke all on function "doorkey"."transactions_of"(uuid, text[], timestamp with 
 grant execute
   on function "doorkey"."transactions_of"(uuid, text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
   to "service_role";
+
+-- doorkey.unheld_of_lots
+
+create or replace function doorkey.unheld_of_lots (
+  p_user_ids uuid[]
+)
+  returns table (
+    lot_id        bigint,
+    user_id       uuid,
+    unheld_micros bigint
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select l.id, l.user_id,
+         (l.remaining_micros - least(l.remaining_micros, greatest(
+            a.held_micros - (sum(l.remaining_micros) over turn - l.remaining_micros), 0)))::bigint
+    from doorkey.credit_lots as l join public.credit_accounts as a on a.user_id = l.user_id
+   where l.user_id = any (p_user_ids) and l.remaining_micros > 0
+  window turn as (partition by l.user_id order by l.priority, l.expires_at nulls last, l.id);
+$function$;
+
+revoke all on function "doorkey"."unheld_of_lots"(uuid[]) from public;
 
 -- doorkey.usable_key
 
@@ -6419,6 +7018,12 @@ begin
          case when s.referral_bonus_micros is not null then left(md5(gen_random_uuid()::text), 16) end
     from doorkey.settings as s
   on conflict (user_id) do nothing;
+  -- On a plan with periods, the first one begins.
+  if found and exists (
+    select from doorkey.settings as s join public.plans as p on p.id = s.default_plan_id where p.period_days is not null
+  ) then
+    perform doorkey.begin_periods(array[p_user_id], p_actor, p_request_id);
+  end if;
   -- Asked before posting: the plan's welcome may have changed since, and the first one counts. One that is held is one.
   if exists (select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key)
      or exists (select from doorkey.welcomes as w where w.user_id = p_user_id) then
