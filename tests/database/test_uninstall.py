@@ -21,7 +21,7 @@ from tests.support.credit_doors import Credits
 from tests.support.databases import MIGRATIONS, Database, Row
 from tests.support.doors import Doors, wait_until_blocked
 
-INTERNAL = {"ledger_entries", "credit_lots", "credit_holds", "credit_takings", "audit_log"}
+INTERNAL = {"ledger_entries", "credit_lots", "credit_holds", "credit_takings", "plan_changes", "audit_log"}
 KEPT = {"plans", "credit_accounts", "credit_transactions", "openrouter_user_keys"} | INTERNAL
 BUSY_HOST = (
     HOSTS["stock"].setup
