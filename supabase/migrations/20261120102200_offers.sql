@@ -464,7 +464,7 @@ begin
                                     v_due.idempotency_key, v_due.reason, 'sweep', p_request_id);
     v_count := v_count + 1;
   end loop;
-  delete from doorkey.promised_credits as p where p.id = any (v_page) and p.lapses_at <= now() and p.waits_for <> 'review';
+  delete from doorkey.promised_credits as p where p.id = any (v_page) and p.lapses_at <= now();
   delete from doorkey.signup_ranges as r using (
     select o.user_id from doorkey.signup_ranges as o where o.created_at < now() - interval '1 day'
      order by o.created_at limit 10000) as old
@@ -481,7 +481,7 @@ as $$ select doorkey.grant_promised_credits($1, $2); $$;
 revoke all on function public.grant_promised_credits(integer, text) from public, anon, authenticated, service_role;
 grant execute on function public.grant_promised_credits(integer, text) to service_role;
 
--- Whose welcome is held, who waits longest first.
+-- Whose welcome is held, who waits longest first, without those who are gone.
 create or replace function doorkey.list_reviews(p_rows integer)
 returns table (
   user_id uuid, created_at timestamptz, amount_micros bigint, reasons text[], offer_code text, experiment text, arm text,
@@ -495,7 +495,9 @@ begin
   end if;
   return query
     select w.user_id, w.created_at, w.amount_micros, w.review_reasons, w.offer_code, w.experiment, w.arm, w.referrer_id
-      from doorkey.welcomes as w where w.review = 'held' order by w.created_at, w.user_id limit p_rows;
+      from doorkey.welcomes as w
+     where w.review = 'held' and exists (select from auth.users as u where u.id = w.user_id and u.deleted_at is null)
+     order by w.created_at, w.user_id limit p_rows;
 end
 $$;
 revoke all on function doorkey.list_reviews(integer) from public, anon, authenticated, service_role;

@@ -120,13 +120,13 @@ def drawn(*shown: RenderableType) -> str:
 
 def test_bars_are_as_long_as_the_days_are_busy_and_every_part_has_its_letter() -> None:
     days = [
-        SignupDay(date(2026, 3, 1), signups=60, eager=30, lazy=10, by_sweep=10, dead=10),
-        SignupDay(date(2026, 3, 2), signups=30, eager=30),
+        SignupDay(date(2026, 3, 1), signups=120, eager=60, lazy=20, by_sweep=20, dead=20),
+        SignupDay(date(2026, 3, 2), signups=60, eager=60),
         SignupDay(date(2026, 3, 3)),
     ]
     plot = drawn(plot_of(days))
-    assert f"03-01 {'█' * 30}{'▓' * 10}{'▒' * 10}{'x' * 10} 60" in plot
-    assert f"03-02 {'█' * 30} 30" in plot
+    assert f"03-01 {'█' * 30}{'▓' * 10}{'▒' * 10}{'x' * 10} 120" in plot
+    assert f"03-02 {'█' * 30} 60" in plot
     assert re.search(r"03-03 +0$", plot, re.MULTILINE)
     assert "given up" in plot
     assert "waiting" not in plot

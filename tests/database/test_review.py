@@ -222,6 +222,9 @@ async def test_held_welcomes_are_listed_the_oldest_first(database: Database, hel
         (later, "summer", ["aliased_mail"]),
     ]
     assert len(await listed(database, rows=1)) == 1
+    # Nobody is to be decided about who is gone.
+    await database.run("delete from auth.users where id = %s", (held,))
+    assert [row["user_id"] for row in await listed(database)] == [later]
     for bad in (0, 1_001):
         with refused("PT422", "page_out_of_range"):
             await listed(database, bad)
@@ -253,6 +256,7 @@ async def test_releases_at_once_give_once(database: Database, held: uuid.UUID) -
 async def test_a_refused_welcome_is_never_given(database: Database, held: uuid.UUID) -> None:
     assert (await claw_back(database, held), await claw_back(database, held)) == (0, 0)
     assert (await review_of(database, held))[0] == "refused"
+    assert await database.value("select count(*) from doorkey.promised_credits") == 0
     with refused("PT409", "review_over"):
         await release(database, held)
     await switch(database, reviews_mail=False)

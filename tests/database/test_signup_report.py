@@ -6,8 +6,10 @@ import uuid
 from datetime import date
 from typing import Any
 
+import psycopg
 import pytest
 
+from functions.provisioning.states import Chance
 from tests.support.databases import Database, Row
 from tests.support.doors import Doors, key_hash, refused
 
@@ -67,12 +69,13 @@ async def test_who_had_a_key_once_stays_counted_whatever_came_after(database: Da
     assert (day["signups"], day["eager"]) == (3, 3)
 
 
-async def test_a_day_is_a_utc_day_and_days_without_signups_are_there_too(database: Database) -> None:
+@pytest.mark.parametrize("timezone", ["Pacific/Auckland", "Pacific/Honolulu"])
+async def test_a_day_is_a_utc_day_and_days_without_signups_are_there_too(database: Database, timezone: str) -> None:
     await enter(database, "2026-02-28 23:59:59.999Z")
     await enter(database, "2026-03-01 00:00Z")
     await enter(database, "2026-03-01 23:59:59.999Z")
     await enter(database, "2026-03-03 01:00+02:00")
-    await database.run("alter database " + database.name + " set timezone = 'Pacific/Auckland'")
+    await database.run("alter database " + database.name + f" set timezone = '{timezone}'")
     days = await report(database, date(2026, 2, 28), date(2026, 3, 3))
     assert [(day["day"].isoformat(), day["signups"]) for day in days] == [
         ("2026-02-28", 1),
@@ -81,6 +84,7 @@ async def test_a_day_is_a_utc_day_and_days_without_signups_are_there_too(databas
         ("2026-03-03", 0),
     ]
     assert days[3]["median_seconds"] is None
+    assert (await report(database))[0]["signups"] == 2
 
 
 async def test_the_time_to_a_key_counts_from_when_it_was_wanted(database: Database) -> None:
@@ -110,7 +114,7 @@ async def test_days_that_make_no_report_are_refused(database: Database, from_day
         await report(database, from_day, to_day)
 
 
-@pytest.mark.parametrize("chance", ["eager", "lazy", "sweep", None])
+@pytest.mark.parametrize("chance", [*Chance, None])
 async def test_a_claim_keeps_by_whom_the_first_key_was_asked_for(database: Database, chance: str | None) -> None:
     doors = Doors(database)
     user_id = await database.insert_user()
@@ -124,6 +128,12 @@ async def test_a_claim_keeps_by_whom_the_first_key_was_asked_for(database: Datab
     assert row is not None
     # Whoever finished it; a caller who does not say leaves what was said before.
     assert row["provisioned_by"] == (chance or "sweep")
+
+
+async def test_a_chance_that_is_none_is_refused(database: Database) -> None:
+    user_id = await database.insert_user()
+    with pytest.raises(psycopg.errors.CheckViolation, match="provisioned_by"):
+        await database.run("select doorkey.claim_provisioning(%s, 60, 'r', 'by chance')", (user_id,))
 
 
 async def test_a_key_is_wanted_from_the_confirmation_on(database: Database) -> None:
