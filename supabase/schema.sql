@@ -3816,7 +3816,7 @@ begin
                                     v_due.idempotency_key, v_due.reason, 'sweep', p_request_id);
     v_count := v_count + 1;
   end loop;
-  delete from doorkey.promised_credits as p where p.id = any (v_page) and p.lapses_at <= now() and p.waits_for <> 'review';
+  delete from doorkey.promised_credits as p where p.id = any (v_page) and p.lapses_at <= now();
   delete from doorkey.signup_ranges as r using (
     select o.user_id from doorkey.signup_ranges as o where o.created_at < now() - interval '1 day'
      order by o.created_at limit 10000) as old
@@ -4203,7 +4203,9 @@ begin
   end if;
   return query
     select w.user_id, w.created_at, w.amount_micros, w.review_reasons, w.offer_code, w.experiment, w.arm, w.referrer_id
-      from doorkey.welcomes as w where w.review = 'held' order by w.created_at, w.user_id limit p_rows;
+      from doorkey.welcomes as w
+     where w.review = 'held' and exists (select from auth.users as u where u.id = w.user_id and u.deleted_at is null)
+     order by w.created_at, w.user_id limit p_rows;
 end
 $function$;
 
