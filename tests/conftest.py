@@ -25,6 +25,7 @@ TOGETHER = ("contract/edge", "contract/faults", "contract/lambda", "contract/ope
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What is made by a test and checked by it can be written by it."""
     parser.addoption("--write", action="store_true", help="write the pages that tests make, instead of comparing them")
+    parser.addoption("--plays", type=int, default=1, help="how many times as long the plays of the ledger last")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook

@@ -53,6 +53,7 @@ POST = Rpc(
 REVERSE = Rpc(
     "reverse_transaction", ("transaction_id", "idempotency_key", "reason", "actor", "request_id"), "service_role"
 )
+VERIFY = Rpc("verify_ledger", ("after_user", "user_rows"), "service_role")
 
 _REFUSALS: tuple[type[DoorkeyError], ...] = (
     AlreadyReversed,

@@ -25,6 +25,7 @@ from infra.cli import dev as dev_command
 from infra.cli import doctor as doctor_command
 from infra.cli import environment as environment_command
 from infra.cli import faults as faults_commands
+from infra.cli import ledger as ledger_commands
 from infra.cli import redrive as redrive_command
 from infra.cli import report as report_commands
 from infra.cli import review as review_commands
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.add_typer(faults_commands.app)
 app.add_typer(report_commands.app)
 app.add_typer(review_commands.app)
+app.add_typer(ledger_commands.app)
 console = Console()
 
 LogFolder = Annotated[

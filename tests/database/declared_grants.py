@@ -148,6 +148,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "public.renew_periods(integer, text)": ("service_role",),
     "public.expire_lots(integer, text)": ("service_role",),
     "public.change_plan(uuid, text, text, text, text, text, text)": ("service_role",),
+    "public.verify_ledger(uuid, integer)": ("service_role",),
     "public.prove_webhook_secret(text)": ("service_role",),
     "public.get_doorkey_connection()": ("service_role",),
     "public.store_doorkey_connection(text, text, text, text)": ("service_role",),
@@ -202,6 +203,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.renew_periods(integer, text)": ("service_role",),
     "doorkey.expire_lots(integer, text)": ("service_role",),
     "doorkey.change_plan(uuid, text, text, text, text, text, text)": ("service_role",),
+    "doorkey.verify_ledger(uuid, integer)": ("service_role",),
     "doorkey.prove_webhook_secret(text)": ("service_role",),
     "doorkey.preview_backfill(uuid, uuid, timestamp with time zone, timestamp with time zone, integer)": (
         "service_role",

@@ -162,6 +162,7 @@ _CALLS = {
     "release_credits": Call((NOBODY, "door"), "hold_not_found"),
     "expire_holds": Call((0, "door"), "page_out_of_range"),
     "post_credits": Call((NOBODY, "bonus", 1, "door", "door", "door", None, "door"), "profile_not_found"),
+    "verify_ledger": Call((None, 0), "page_out_of_range"),
     "reverse_transaction": Call((0, "door", "door", "door", "door"), "transaction_not_found"),
     "renew_periods": Call((0, "door"), "page_out_of_range"),
     "expire_lots": Call((0, "door"), "page_out_of_range"),

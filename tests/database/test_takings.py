@@ -205,6 +205,8 @@ async def test_what_expires_is_only_what_is_left_of_its_lot_and_nobody_owes_it(
     # All of it is in the lot, and of the two lots' 1050 only 850 are available.
     first = await expire(CREDITS, "x")
     assert (first["taken_micros"], first["owed_micros"]) == (850, 0)
+    # Whoever takes needn't say it: the key's limit follows.
+    await Doors(database).claimed(user_id)
     assert await expire(CREDITS, "x") == first
     with refused("PT409", "idempotency_conflict"):
         await expire(CREDITS - 1, "x")

@@ -1,0 +1,171 @@
+"""Small, named faults in the functions of the ledger, each with the rules that are there to find it.
+
+A piece of a function's text is replaced, which must be there: whoever changes the function mends the mutation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.support.databases import Database
+
+FAULT = "no error but refusals"
+REPEATED = "a repeat is answered as the first was"
+OTHERWISE = "a name is not used for other content"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A function's name, and what becomes of a piece of its text."""
+
+    function: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One fault.
+
+    Attributes:
+        name: what is wrong.
+        caught_by: rules of which one at least must not hold.
+        pieces: what is replaced.
+        besides: what else is done to the database.
+    """
+
+    name: str
+    caught_by: tuple[str, ...]
+    pieces: tuple[Piece, ...]
+    besides: str = ""
+
+    async def apply(self, database: Database) -> None:
+        """Makes the database wrong."""
+        for piece in self.pieces:
+            text = await database.value(
+                "select pg_get_functiondef(p.oid) from pg_proc as p"
+                " where p.pronamespace = 'doorkey'::regnamespace and p.proname = %s",
+                (piece.function,),
+            )
+            assert piece.old in text, f"{piece.function} has changed: mend the mutation"
+            await database.run(text.replace(piece.old, piece.new))
+        if self.besides:
+            await database.run(self.besides)
+
+
+MUTATIONS = (
+    Mutation(
+        "an entry is missing",
+        ("entries sum to zero",),
+        (
+            Piece("apply_entries", "having sum(a.amount_micros) <> 0\n        or", "having"),
+            Piece("take_credits", ", (doorkey.end_of(p_type), owed_micros)", ""),
+        ),
+    ),
+    Mutation(
+        "a balance is not moved",
+        ("balances are the sums of their entries",),
+        (Piece("apply_entries", "c.leaving_micros + s.leaving", "c.leaving_micros"),),
+        # Or it would stop itself.
+        "alter table public.credit_accounts drop constraint credit_accounts_leaving_micros_check",
+    ),
+    Mutation(
+        "a hold is closed and its credits stay held",
+        ("held is what open holds keep",),
+        (Piece("close_hold", "if p_hold.held_micros > 0 then", "if false then"),),
+    ),
+    Mutation(
+        "what is taken stays in the lots",
+        ("lots are what is available or held",),
+        (Piece("take_credits", "perform doorkey.spend_lots(p_user_id, taken_micros - v_from_lot);", ""),),
+    ),
+    Mutation(
+        "a debt is not paid by the lot of the grant",
+        ("lots are what is available or held",),
+        (
+            Piece(
+                "post_grant",
+                "p_amount_micros, p_amount_micros - v_owed, p_priority",
+                "p_amount_micros, p_amount_micros, p_priority",
+            ),
+        ),
+    ),
+    Mutation(
+        "what is leaving is not written down",
+        ("leaving is what was taken and has not left",),
+        (Piece("take_credits", "p_amount_micros, take_credits.taken_micros,", "p_amount_micros, 0,"),),
+    ),
+    Mutation(
+        "what is taken has left at once",
+        ("no key can spend what has left",),
+        (Piece("post_out_leaving", "if doorkey.is_limit_to_be_lowered(p_user_id) then", "if false then"),),
+    ),
+    Mutation(
+        "what is taken has left though a worker is about to set another limit",
+        ("no key can spend what has left",),
+        (Piece("is_limit_to_be_lowered", "p.state = 'working'", "false"),),
+    ),
+    Mutation(
+        "more is held than there is",
+        ("nothing is negative",),
+        (Piece("reserve_credits", "if v_account.available_micros < v_held then", "if false then"),),
+        """alter table public.credit_accounts drop constraint credit_accounts_available_micros_check;
+           alter table doorkey.credit_holds drop constraint credit_holds_available_after_micros_check""",
+    ),
+    Mutation(
+        "who owes is given credits all the same",
+        ("who owes has nothing",),
+        (
+            Piece(
+                "post_grant",
+                "v_owed := least((doorkey.lock_account(p_user_id)).debt_micros, p_amount_micros)",
+                "perform doorkey.lock_account(p_user_id); v_owed := 0",
+            ),
+        ),
+    ),
+    Mutation(
+        "held credits are left out of the limit",
+        ("a limit is what was charged and what is left",),
+        (
+            Piece(
+                "key_limit", "a.available_micros + a.held_micros - a.debt_micros", "a.available_micros - a.debt_micros"
+            ),
+        ),
+    ),
+    Mutation(
+        "a fraction is forgotten",
+        ("every cost is charged once",),
+        (Piece("settle_hold", "set remainder_micros = v_exact - v_charge", "set remainder_micros = 0"),),
+    ),
+    Mutation(
+        "a key is not charged its calls",
+        ("a key is charged what its calls cost",),
+        (Piece("settle_hold", "k.charged_cost_micros + p_cost_micros", "k.charged_cost_micros"),),
+    ),
+    Mutation(
+        "a call is charged each time it is settled",
+        (FAULT,),
+        (Piece("settle_hold", "if v_hold.state = 'settled' then", "if false then"),),
+    ),
+    Mutation(
+        "a posting has no name",
+        (REPEATED, OTHERWISE),
+        (Piece("post_credits", "'operator:' || p_idempotency_key", "'operator:' || gen_random_uuid()"),),
+    ),
+    Mutation(
+        "the content of a posting is not compared",
+        (OTHERWISE,),
+        (
+            Piece(
+                "post_grant",
+                "if (v_known.user_id, v_known.amount_micros",
+                "if false and (v_known.user_id, v_known.amount_micros",
+            ),
+        ),
+    ),
+    Mutation(
+        "an account is not locked",
+        (FAULT, REPEATED, "nothing is negative", "lots are what is available or held"),
+        (Piece("lock_account", " for no key update", ""),),
+    ),
+)
