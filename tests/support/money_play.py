@@ -12,7 +12,6 @@ import itertools
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from psycopg.rows import dict_row
 
+from tests.support.money_asks import Answer, Ask, posting, reserving, settling
 from tests.support.money_rules import Connection, Known, Row, RuleBroken, check_books, read_books
 
 USERS = 2
@@ -43,26 +43,6 @@ which = st.integers(0, 5)
 amounts = st.sampled_from([1, 7, 100, 333, 1000, 2500]) | st.integers(1, 3000)
 costs = st.decimals(0, 2500, places=6, allow_nan=False) | st.sampled_from([Decimal(0), Decimal("0.3"), Decimal(1)])
 coins = st.booleans()
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One call of a door.
-
-    Attributes:
-        statement: with its arguments.
-        parameters: those.
-        name: of what must be answered alike each time; None: it may be answered otherwise.
-        content: what else makes it the same request.
-    """
-
-    statement: str
-    parameters: tuple[object, ...]
-    name: tuple[object, ...] | None = None
-    content: tuple[object, ...] = ()
-
-
-Answer = Row | str
 
 
 class Play(RuleBasedStateMachine):
@@ -104,7 +84,7 @@ class Play(RuleBasedStateMachine):
         except psycopg.Error as error:
             word = error.diag.message_primary or ""
             if word not in REFUSALS:
-                self.fail(f"no error but refusals: {error.sqlstate} {word}")
+                self.fail("no error but refusals", (error.sqlstate, word))
             return word
 
     def note(self, ask: Ask, answer: Answer) -> Answer:
@@ -121,10 +101,12 @@ class Play(RuleBasedStateMachine):
         return answer
 
     def do(self, ask: Ask) -> Answer:
-        """Asks, and asks again: nothing more may happen."""
+        """Asks, asks again, and asks for something else by the same name: nothing more may happen."""
         answer = self.note(ask, self.ask(ask))
         if ask.name is not None and not isinstance(answer, str):
             self.note(ask, self.ask(ask))
+        if ask.otherwise is not None and not isinstance(answer, str):
+            self.note(ask.otherwise, self.ask(ask.otherwise))
         return answer
 
     def fail(self, rule_name: str, detail: object = None) -> None:
@@ -137,35 +119,6 @@ class Play(RuleBasedStateMachine):
         if is_new or not self.names:
             self.names.append(f"play {next(_names)}")
         return self.names[-1]
-
-    # -- what can be asked --------------------------------------------------------------------------------------------
-
-    def posting(self, user_id: uuid.UUID, type_: str, amount: int, name: str) -> Ask:
-        """An operator gives or takes."""
-        return Ask(
-            "select * from public.post_credits(%s, %s, %s, %s, 'A reason', 'an operator', null, 'r')",
-            (user_id, type_, amount, name),
-            name=("post", type_, name),
-            content=(user_id, amount),
-        )
-
-    def reserving(self, user_id: uuid.UUID, amount: int, name: str) -> Ask:
-        """Credits are held for a call."""
-        return Ask(
-            "select * from public.reserve_credits(%s, %s, 600, %s, null, 'r')",
-            (user_id, amount, name),
-            name=("hold", user_id, name),
-            content=(amount,),
-        )
-
-    def settling(self, hold_id: uuid.UUID, cost: Decimal) -> Ask:
-        """A call is charged."""
-        return Ask(
-            "select * from public.settle_credits(%s, %s, 'a provider', 'a/model', 'gen-1', 'r')",
-            (hold_id, cost),
-            name=("settle", hold_id),
-            content=(cost.normalize(),),
-        )
 
     def took(self, user_id: uuid.UUID, answer: Answer) -> None:
         """Notes what a taking has come to."""
@@ -189,13 +142,13 @@ class Play(RuleBasedStateMachine):
 
     @rule(user=who, type_=st.sampled_from(["purchase", "bonus", "refund", "adjustment"]), amount=amounts, new=coins)
     def give(self, user: int, type_: str, amount: int, new: bool) -> None:
-        answer = self.do(self.posting(self.users[user], type_, amount, self.name(new)))
+        answer = self.do(posting(self.users[user], type_, amount, self.name(new)))
         if not isinstance(answer, str):
             self.grants.append(answer["transaction_id"])
 
     @rule(user=who, type_=st.sampled_from(["bonus", "refund", "adjustment"]), amount=amounts, new=coins)
     def take(self, user: int, type_: str, amount: int, new: bool) -> None:
-        ask = self.posting(self.users[user], type_, -amount, self.name(new))
+        ask = posting(self.users[user], type_, -amount, self.name(new))
         is_repeat = ask.name in self.answers
         answer = self.do(ask)
         if not is_repeat:
@@ -228,14 +181,14 @@ class Play(RuleBasedStateMachine):
 
     @rule(user=who, amount=amounts, new=coins)
     def reserve(self, user: int, amount: int, new: bool) -> None:
-        answer = self.do(self.reserving(self.users[user], amount, self.name(new)))
+        answer = self.do(reserving(self.users[user], amount, self.name(new)))
         if not isinstance(answer, str) and answer["hold_id"] not in self.holds:
             self.holds.append(answer["hold_id"])
 
     @rule(hold=which, cost=costs)
     def settle(self, hold: int, cost: Decimal) -> None:
         if self.holds:
-            self.do(self.settling(self.holds[-1 - hold % len(self.holds)], cost))
+            self.do(settling(self.holds[-1 - hold % len(self.holds)], cost))
 
     @rule(hold=which)
     def release(self, hold: int) -> None:
@@ -297,6 +250,16 @@ class Play(RuleBasedStateMachine):
         if self.claims:
             self._finish(self.claims.pop(0 if first else -1))
 
+    @rule(user=who, given=amounts, taken=amounts)
+    def take_meanwhile(self, user: int, given: int, taken: int) -> None:
+        """Credits are given, and taken while a worker raises the limit."""
+        user_id = self.users[user]
+        self.do(posting(user_id, "bonus", given, f"play {next(_names)}"))
+        claim = self._claim(user_id)
+        self.took(user_id, self.do(posting(user_id, "refund", -taken, f"play {next(_names)}")))
+        if claim is not None:
+            self._finish(claim)
+
     @rule(user=who)
     def take_over(self, user: int) -> None:
         """A worker is too slow for its lease; what it does is heard of, and set right, later."""
@@ -323,10 +286,10 @@ class Play(RuleBasedStateMachine):
     def die(self, user: int, amount: int, cost: Decimal, what: int) -> None:
         """A caller dies in the middle: before the commit nothing has happened."""
         asks = [
-            self.posting(self.users[user], "bonus", amount, f"play {next(_names)}"),
-            self.posting(self.users[user], "refund", -amount, f"play {next(_names)}"),
-            self.reserving(self.users[user], amount, f"play {next(_names)}"),
-            *(self.settling(hold_id, cost) for hold_id in self.holds[-1:]),
+            posting(self.users[user], "bonus", amount, f"play {next(_names)}"),
+            posting(self.users[user], "refund", -amount, f"play {next(_names)}"),
+            reserving(self.users[user], amount, f"play {next(_names)}"),
+            *(settling(hold_id, cost) for hold_id in self.holds[-1:]),
         ]
         with psycopg.connect(self.url, row_factory=dict_row) as connection:
             self.ask(asks[what % len(asks)], connection)
@@ -338,16 +301,16 @@ class Play(RuleBasedStateMachine):
         """Several at once to one user; some of them twice."""
         user_id = self.users[user]
         name = f"play {next(_names)}"
-        taking = self.posting(user_id, "refund", -amounts_[0], name)
+        taking = posting(user_id, "refund", -amounts_[0], name)
         asks = [
-            self.posting(user_id, "bonus", amounts_[1], name),
-            self.posting(user_id, "bonus", amounts_[1], name),
+            posting(user_id, "bonus", amounts_[1], name),
+            posting(user_id, "bonus", amounts_[1], name),
             taking,
-            self.reserving(user_id, amounts_[2], name),
-            self.reserving(user_id, amounts_[2], name),
+            reserving(user_id, amounts_[2], name),
+            reserving(user_id, amounts_[2], name),
             Ask("select public.expire_holds(100, 'r') as expired", ()),
-            *(self.settling(hold_id, cost) for hold_id in self.holds[-2:]),
-            *(self.settling(hold_id, other) for hold_id in self.holds[-1:]),
+            *(settling(hold_id, cost) for hold_id in self.holds[-2:]),
+            *(settling(hold_id, other) for hold_id in self.holds[-1:]),
         ]
         answers = self._all_at_once(asks)
         self.took(user_id, answers[2])
