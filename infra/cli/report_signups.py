@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,17 +22,17 @@ from functions.signups.store import SignupDay, report_signups
 MAX_DAYS = 366
 PLOT_COLUMNS = 60
 COLUMNS = (
-    *("signups", "eager", "lazy", "sweep", "waiting", "under way", "dead", "gone"),
-    *("median", "95 %", "success"),
+    *("signups", "eager", "lazy", "sweep", "waiting", "open", "dead", "gone"),
+    *("median", "95 %", "rate"),
 )
 # A letter of its own for each, because not every terminal has colours, and a log has none.
 PARTS = {
     "eager": ("█", "green", "by the hint"),
-    "lazy": ("▓", "cyan", "by their own request"),
+    "lazy": ("▓", "cyan", "by a request"),
     "by_sweep": ("▒", "blue", "by the sweep"),
     "by_unknown": ("◦", "blue", "by somebody"),
-    "waiting": ("·", "dim", "waiting for their confirmation"),
-    "under_way": ("+", "yellow", "under way"),
+    "waiting": ("·", "dim", "waiting"),
+    "under_way": ("+", "yellow", "open"),
     "dead": ("x", "bold red", "given up"),
     "gone": ("-", "dim", "gone before"),
 }
@@ -60,7 +61,8 @@ async def run(console: Console, progress: Console, days: int, *, as_json: bool) 
 
 def table_of(report: list[SignupDay]) -> Table:
     """The figures; days without a signup are left to the plot."""
-    table = Table("day")
+    # No wider than it must be: 80 columns hold it.
+    table = Table("day", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for name in COLUMNS:
         table.add_column(name, justify="right")
     for day in report:

@@ -8,6 +8,7 @@ import uuid
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -99,16 +100,20 @@ def _actor() -> str:
 
 
 def _table(held: list[HeldWelcome]) -> Table:
-    table = Table("user", "since", "welcome", "because", "by", "brought by")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in ("user", "since", "welcome"):
+        # Whole at any width: it is copied into the next command.
+        table.add_column(name, no_wrap=True)
+    table.add_column("because")
+    table.add_column("by")
     for welcome in held:
         chosen_by = welcome.offer_code or (welcome.experiment and f"{welcome.experiment} / {welcome.arm}") or "plan"
         table.add_row(
             str(welcome.user_id),
-            f"{welcome.created_at:%Y-%m-%d %H:%M}",
+            f"{welcome.created_at:%Y-%m-%d}",
             _dollars(welcome.amount_micros),
             ", ".join(welcome.reasons),
-            chosen_by,
-            str(welcome.referrer_id or "-"),
+            f"{chosen_by}, referred" if welcome.referrer_id else chosen_by,
         )
     return table
 

@@ -86,7 +86,7 @@ async def test_the_report_is_a_table_a_plot_and_a_sentence(stack: Stack) -> None
     await until_state(stack, (await insert_person(stack)).user_id)
     code, printed, _ = await report(stack, "signups", "--days", "2")
     assert code == 0, printed
-    assert "under way" in printed
+    assert re.search(r"day +signups +eager +lazy +sweep +waiting +open +dead +gone +median", printed)
     assert "█" in printed
     assert re.search(r"^\d+ signups within 2 days; \d+ of the \d+ who were to have a key", printed, re.MULTILINE)
     assert "@" not in printed
@@ -111,7 +111,7 @@ async def test_days_that_make_no_report_are_refused(stack: Stack, days: str) -> 
 
 
 def drawn(*shown: RenderableType) -> str:
-    console = Console(width=120, file=io.StringIO(), force_terminal=False)
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
     for thing in shown:
         console.print(thing)
     assert isinstance(console.file, io.StringIO)
@@ -130,6 +130,15 @@ def test_bars_are_as_long_as_the_days_are_busy_and_every_part_has_its_letter() -
     assert re.search(r"03-03 +0$", plot, re.MULTILINE)
     assert "given up" in plot
     assert "waiting" not in plot
+
+
+def test_the_table_is_whole_in_80_columns() -> None:
+    counts = {"signups": 99_999, "eager": 12_345, "lazy": 2_345, "by_sweep": 12_346, "waiting": 72_963}
+    day = SignupDay(date(2026, 3, 1), **counts, under_way=123, dead=1, gone=1, median_seconds=99.9, p95_seconds=3600)
+    headings, _, figures = drawn(table_of([day])).splitlines()[:3]
+    assert " ".join(headings.split()) == "day signups eager lazy sweep waiting open dead gone median 95 % rate"
+    assert figures.split()[:9] == ["2026-03-01", "99999", "12345", "2345", "12346", "72963", "123", "1", "1"]
+    assert figures.split()[9:] == ["99.9", "s", "60", "min", "99.5", "%"]
 
 
 def test_no_signups_are_a_sentence() -> None:

@@ -8,6 +8,7 @@ import uuid
 import pytest
 
 from tests.database.test_offers import PLAN_MICROS, arrive, available, call_once, code_of, grants, offer, sweep, switch
+from tests.support.credit_doors import Credits
 from tests.support.databases import Database, Row
 from tests.support.doors import Doors, refused, wait_until_blocked
 
@@ -289,6 +290,7 @@ async def test_while_a_welcome_is_held_nobody_is_paid_for_it(database: Database)
     await call_once(database, held)
     assert await sweep(database) == 1
     assert await available(database, held) == PLAN_MICROS + BONUS_MICROS - 100
+    assert await Credits(database).broken_rules() == []
 
 
 async def test_what_was_given_is_taken_back_by_an_entry_and_what_was_spent_of_it_is_owed(
@@ -306,4 +308,5 @@ async def test_what_was_given_is_taken_back_by_an_entry_and_what_was_spent_of_it
         (held,),
     )
     assert entry["actor"] == "operator:ada"
+    assert await Credits(database).broken_rules() == []
     assert [grant["idempotency_key"] for grant in await grants(database, held)] == [f"welcome:{held}"]
