@@ -16,6 +16,8 @@ from functions.kit.clock import Clock, system_clock
 
 # What else is signed with these secrets begins with `msg_`.
 PURPOSE = "doorkey.proof"
+# What an own door takes besides its own arguments.
+PROOF_ARGUMENTS = ("proof_id", "proof_expires_at", "proof")
 # Half of what the database allows: its clock may be behind ours as far as before it.
 PROOF_SECONDS = 150
 

@@ -9,7 +9,7 @@ refusal. See docs/decisions/0003.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -167,6 +167,22 @@ class Supabase:
             body=response.content,
             headers={n: v for n, v in response.headers.items() if n in ("retry-after", "x-supabase-api-version")},
         )
+
+    async def find_publishable_key(self, is_accepted: Callable[[str], Awaitable[bool]]) -> None:
+        """Looks for a publishable key that is accepted, as a call with somebody's token does.
+
+        That is the one that is known, else the one in the stage's secret, which is used from then on.
+
+        Raises:
+            PublishableKeyRejected: neither is.
+            whatever `is_accepted` raises.
+        """
+
+        async def send(key: str) -> None:
+            if not await is_accepted(key):
+                raise PublishableKeyRejected("tried by the doctor")
+
+        await self._keys.publishable.use(send)
 
     async def _ask(self, door: str, arguments: Mapping[str, Json], headers: Mapping[str, str], role: Role) -> Json:
         response = await self._send(f"{self._url}/rest/v1/rpc/{door}", headers, arguments)

@@ -11,15 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import functions
+from functions.clients.proofs import PROOF_ARGUMENTS
 from functions.clients.supabase import Rpc
 
 
 @cache
 def declared_doors() -> tuple[Rpc, ...]:
-    """Every door that a store declares."""
+    """Every door that a store declares, and behind them people's own ones to the same."""
     nouns = sorted(path.parent.name for root in functions.__path__ for path in Path(root).glob("*/store.py"))
     stores = [importlib.import_module(f"functions.{noun}.store") for noun in nouns]
-    return tuple(value for store in stores for value in vars(store).values() if isinstance(value, Rpc))
+    doors = tuple(value for store in stores for value in vars(store).values() if isinstance(value, Rpc))
+    return doors + tuple(_own(rpc, rpc.own_door) for rpc in doors if rpc.own_door is not None)
+
+
+def _own(rpc: Rpc, name: str) -> Rpc:
+    """Whose door it is the token says, and that a function asks the proof."""
+    arguments = (argument for argument in rpc.arguments if argument != "user_id")
+    return Rpc(name, (*arguments, *PROOF_ARGUMENTS), "authenticated")
 
 
 def missing_doors(found: list[dict[str, Any]]) -> list[str]:

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from functions.clients.outside import Clients
-from functions.clients.project import is_captcha_on, try_key
+from functions.clients.project import KeyAnswer, is_captcha_on, try_key
+from functions.clients.supabase import PublishableKeyRejected
 from functions.connection.store import count_sealed_secrets
 from functions.health import database, outside
 from functions.health.checks import (
@@ -45,6 +46,20 @@ def questions(settings: Settings, clients: Clients, clock: Clock = system_clock)
         values = await get_health(supabase)
         return timed_report(values, before, clock())
 
+    async def another_publishable_key() -> bool:
+        """Whether people get in by the one in Secrets Manager, where the environment's is rejected."""
+        if await try_key(clients.http, url, publishable) is KeyAnswer.ACCEPTED:
+            return False
+
+        async def is_accepted(key: str) -> bool:
+            return await try_key(clients.http, url, key) is KeyAnswer.ACCEPTED
+
+        try:
+            await supabase.find_publishable_key(is_accepted)
+        except PublishableKeyRejected:
+            return False
+        return True
+
     async def captcha() -> bool:
         return settings.doorkey_forwards_caller_address and await is_captcha_on(clients.http, url, publishable)
 
@@ -54,6 +69,7 @@ def questions(settings: Settings, clients: Clients, clock: Clock = system_clock)
     return {
         "signing_keys": Question("Auth", project, supabase.fetch_jwks),
         "publishable_key": Question("the gateway", with_publishable, lambda: try_key(clients.http, url, publishable)),
+        "another_publishable_key": Question("the gateway", with_publishable, another_publishable_key),
         "secret_key": Question("the gateway", with_secret, lambda: try_key(clients.http, url, secret)),
         "report": Question(DATABASE, with_secret, report),
         "webhook_proof": Question(DATABASE, with_secret, lambda: prove_webhook_secret(supabase)),

@@ -73,6 +73,11 @@ def judge_publishable_key(facts: Facts) -> Finding:
     if (error := facts.failure("publishable_key")) is not None:
         return _unsaid("SUPABASE_PUBLISHABLE_KEY", error)
     if (problem := _rejected(facts, "publishable_key", "SUPABASE_PUBLISHABLE_KEY")) is not None:
+        if facts.seen.get("another_publishable_key") is True:
+            return warning(
+                f"{problem} People get in by the one in Secrets Manager; each new sandbox finds it anew.",
+                "make deploy STAGE=STAGE   (docs/operations.md#the-secret-key-of-supabase)",
+            )
         return broken(
             f"{problem} Nobody who is signed in is served.",
             f"Set SUPABASE_PUBLISHABLE_KEY to the publishable key, and deploy   ({KEYS_PAGE})",
@@ -106,7 +111,8 @@ def judge_secret_key(facts: Facts) -> Finding:
 
 def _what_goes_on(facts: Facts) -> str:
     """Who is served without the secret key, and by which rung."""
-    if facts.seen["publishable_key"] is not KeyAnswer.ACCEPTED:
+    is_found = facts.seen.get("another_publishable_key") is True
+    if facts.seen["publishable_key"] is not KeyAnswer.ACCEPTED and not is_found:
         return "nothing goes on (rung 4)"
     if facts.settings.webhook_secrets:
         return "only what people ask with their own token goes on (rung 3)"

@@ -4,22 +4,18 @@ whom no trigger saw."""
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from functions import sweep
 from functions.accounts.arrivals import Arrivals
 from functions.clients.outside import build_clients
 from functions.credits import store as credits_store
 from functions.kit.errors import InsufficientCredits
-from functions.kit.observability import logger, start_logging
 from functions.kit.settings import Settings
 from functions.provisioning import store as provisioning
 from functions.provisioning.states import Chance
@@ -27,11 +23,9 @@ from functions.provisioning.steps import Outcome, Provisioner
 from functions.web.sessions import Session
 from infra.local.stack import CHECKOUT, Stack, StackOptions, running_stack
 from tests.acceptance.test_api import assert_problem
-from tests.support.access import NOBODYS, WRONG_KEY, Sandbox, newcomer, play, sandbox, settled
-from tests.support.lambda_events import SCHEDULED
+from tests.support.access import WRONG_KEY, Sandbox, newcomer, sandbox, settled
 from tests.support.people import Person, database_of, token_for
 from tests.support.scenes import MAX_POLLS, POLL_SECONDS, Between, Scene, instead, named
-from tests.support.secrets_used import leaks
 
 WELCOME_MICROS = 5_000_000
 REJECTED = {"SUPABASE_SECRET_KEY": WRONG_KEY}
@@ -44,18 +38,6 @@ async def place() -> AsyncIterator[Stack]:
     async with running_stack(StackOptions(sweep_seconds=0, forgets=True)) as stack:
         await database_of(stack).run("update doorkey.settings set webhook_url = null, max_keys_per_hour = null")
         yield stack
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """What the functions log, as on Lambda."""
-    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
-    stream = io.StringIO()
-    start_logging(stream, metrics_stage="prod")
-    yield stream
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
-    logger.propagate = propagate
 
 
 def session_of(person: Person) -> Session:
@@ -269,34 +251,6 @@ async def test_of_many_holds_at_once_only_what_the_balance_covers_is_given(
 
         given = await asyncio.gather(*(reserve(number) for number in range(64)))
     assert sum(given) == 10
-
-
-async def test_with_the_key_wrong_for_an_hour_what_waits_is_done_by_one_sweep(
-    place: Stack, http: httpx.AsyncClient, log: io.StringIO
-) -> None:
-    """Each minute a sweep, a hint and a user who asks for themselves; the clock is moved."""
-    waiting = [await newcomer(place) for _ in range(3)]
-    asking = [await newcomer(place) for _ in range(3)]
-    started = time.time()
-    settings = Settings.from_environment({**place.functions_environment, **REJECTED})
-    now = [started]
-    clients = build_clients(settings, clock=lambda: now[0])
-    async with clients.http:
-        handle = sweep.build(settings, clients, lambda: now[0])
-        for minute in range(60):
-            now[0] = started + 60 * minute
-            assert (await handle(SCHEDULED))["error"] == "service_key_rejected"
-    said = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert len([line for line in said if line.get("KeysRejected")]) == 60, "the alarm's metric, once a minute"
-    for person in waiting:
-        assert (await play(place, REJECTED, NOBODYS["the hint of a signup"], None, person.user_id)).status == 503
-    for person in asking:
-        async with sandbox(place, REJECTED) as made:
-            assert (await mine(made, person)).json()["status"] == "active"
-    assert (await play(place, {}, NOBODYS["a sweep"], None, person.user_id)).status == 200
-    for person in (*waiting, *asking):
-        await assert_provisioned_once(place, http, person)
-    assert leaks(log.getvalue().encode()) == set()
 
 
 async def test_a_token_that_runs_out_on_the_way_leaves_the_row_to_the_next(

@@ -17,11 +17,15 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
+from functions.clients.supabase import Rpc
+from functions.kit.errors import DoorkeyError
+from functions.web.sessions import Session
 from infra.local.edge import legacy_key
 from infra.local.faults import EDGE, FaultControl
 from infra.local.stack import CHECKOUT, Stack, StackOptions, running_stack
 from tests.support.access import (
     ANOTHER_USERS,
+    DECLARED,
     GOOD_TOKENS,
     NOBODY,
     NOBODYS,
@@ -29,8 +33,10 @@ from tests.support.access import (
     TOKENS,
     WRONG_KEY,
     Cell,
+    Sandbox,
     newcomer,
     play,
+    sandbox,
     settled,
 )
 from tests.support.people import database_of, token_for
@@ -227,6 +233,46 @@ async def test_another_users_token_shows_nothing_of_mine_on_any_rung(place: Stac
             cell = await play(place, keys.changes, operation, theirs.token, mine.user_id)
             assert cell.status == 200
             assert str(mine.user_id) not in cell.body, what
+
+
+# What each state comes to where there is an own door and a token to open it, and where not: the rung, or the code.
+WALKS = {
+    "good key": ("1", "1"),
+    "good legacy pair": ("1", "1"),
+    "rejected": ("3", "service_key_rejected"),
+    "rejected, then rotated": ("2", "2"),
+    "legacy pair off": ("publishable_key_rejected", "service_key_rejected"),
+}
+
+
+@pytest.mark.parametrize("state", WALKS)
+async def test_every_door_that_a_store_declares_walks_the_same_rungs(place: Stack, vault: str, state: str) -> None:
+    """Without any content: what a door says to that is its own business."""
+    person = await newcomer(place)
+    session = Session(person.user_id, person.token, is_anonymous=False)
+    keys = states_of(place, vault)[state]
+    await switch_legacy(place, on=keys.legacy)
+    try:
+        async with sandbox(place, keys.changes) as made:
+            for rpc in (rpc for rpc in DECLARED if rpc.role == "service_role"):
+                arguments = {name: str(person.user_id) if name == "user_id" else None for name in rpc.arguments}
+                for caller in (session, None):
+                    made.wire.heard.clear()
+                    code = await code_of(made, rpc, arguments, caller)
+                    expected = WALKS[state][0 if caller is not None and rpc.own_door is not None else 1]
+                    assert expected in (made.rung, code), (rpc.name, caller is not None, made.rung, code)
+                    assert (made.rung == NOBODY) == code.endswith("_key_rejected"), (rpc.name, code)
+    finally:
+        await switch_legacy(place, on=True)
+
+
+async def code_of(made: Sandbox, rpc: Rpc, arguments: dict[str, Any], caller: Session | None) -> str:
+    """The error's, if there is one."""
+    try:
+        await made.clients.supabase.call(rpc, arguments, session=caller)
+    except DoorkeyError as error:
+        return error.code
+    return ""
 
 
 def test_no_secret_is_among_the_answers(matrix: Matrix, place: Stack) -> None:

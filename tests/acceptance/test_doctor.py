@@ -190,6 +190,10 @@ WRONG_DATABASES: dict[str, tuple[Break, str, str, str]] = {
         by_sql("revoke execute on function doorkey.start_sweep(integer) from service_role"),
         "grants", "broken", "for f in supabase/migrations",
     ),
+    "somebody's own door is shut": (
+        by_sql("revoke execute on function doorkey.release_my_hold(uuid, text, text, bigint, text) from authenticated"),
+        "grants", "broken", "for f in supabase/migrations",
+    ),
     "everybody may claim": (
         by_sql(f"grant execute on {CLAIM} to anon"), "grants", "broken", "for f in supabase/migrations",
     ),

@@ -19,13 +19,11 @@ import httpx
 import jwt
 
 from functions import admin, api, sweep, webhook
-from functions.accounts import store as accounts
 from functions.clients.outside import Clients, build_clients
-from functions.clients.supabase import Rpc
 from functions.credits import store as credits_store
+from functions.health.doors import declared_doors
 from functions.kit.errors import DoorkeyError
 from functions.kit.settings import Settings
-from functions.provisioning import store as provisioning
 from functions.provisioning.steps import Provisioner
 from functions.web.sessions import Sessions
 from infra.local.edge import legacy_key
@@ -36,9 +34,7 @@ from tests.support.secrets_used import remember
 
 WRONG_KEY = "sb_secret_of-nobody-at-all-here"
 NOBODY = ""
-DECLARED = [
-    rpc for store in (accounts, credits_store, provisioning) for rpc in vars(store).values() if isinstance(rpc, Rpc)
-]
+DECLARED = declared_doors()
 OWN_DOORS = {rpc.own_door for rpc in DECLARED if rpc.own_door}
 SERVICE_DOORS = {rpc.name for rpc in DECLARED if rpc.role == "service_role"}
 

@@ -220,6 +220,15 @@ def test_doors_are_compared_with_the_stores() -> None:
         assert bool(doors.wide_open_doors(changed)) == is_open
 
 
+def test_peoples_own_doors_are_among_those_that_are_compared() -> None:
+    own = next(rpc for rpc in doors.declared_doors() if rpc.name == "settle_my_hold")
+    assert own.arguments[:2] == ("hold_id", "cost_micros")
+    assert own.arguments[-3:] == ("proof_id", "proof_expires_at", "proof")
+    shut = {"name": own.name, "arguments": list(own.arguments), "callers": ["authenticated"], "callers_behind": []}
+    assert doors.shut_doors([shut]) == ["settle_my_hold"]
+    assert own.name in doors.missing_doors([])
+
+
 def test_a_dry_account_is_told_from_one_that_is_short() -> None:
     keys = {"live": 2, "spendable_micros": 3_000_000, "uncapped": 0}
     for bought, used, state in ((0, 0, "broken"), (5, 5, "broken"), (5, 3, "warning"), (5, 1, "ok")):
