@@ -17,6 +17,7 @@ from functions.credits import store as credits_store
 from functions.kit.errors import ProfileNotFound
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
+from functions.plans import store as plans_store
 from functions.web.application import OPERATOR_TOKEN, USER_TOKEN, ApplicationEntry, create_application
 from functions.web.operators import Operators
 from functions.web.sessions import Sessions
@@ -81,6 +82,24 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
             request_id=request.state.request_id,
         )
         return administration.PostedCredits.model_validate(posting, from_attributes=True)
+
+    @app.post(f"{PREFIX}/users/{{user_id}}/plan", summary="Put a user on another plan")
+    async def change_plan(
+        user_id: UUID, actor: Actor, key: Key, wish: administration.PlanWish, request: Request
+    ) -> administration.ChangedPlan:
+        change = await plans_store.change_plan(
+            clients.supabase,
+            user_id,
+            plan_id=wish.plan,
+            takes_effect=wish.when,
+            idempotency_key=key,
+            actor=actor,
+            reason=wish.reason,
+            request_id=request.state.request_id,
+        )
+        return administration.ChangedPlan(
+            plan=change.plan_id, effective_at=change.effective_at, period_ends_at=change.period_ends_at
+        )
 
     return app
 

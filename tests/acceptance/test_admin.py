@@ -227,10 +227,65 @@ async def test_an_admins_token_opens_nothing_at_the_data_api(stack: Stack, perso
     assert {posted.json()["code"], read.json()["code"]} == {"42501"}
 
 
+PLAN = {"plan": "starter", "reason": "Paid by invoice"}
+
+
+async def test_a_plan_is_changed_once_and_noted_with_who_what_before_and_after(
+    stack: Stack, api: httpx.AsyncClient, person: Person
+) -> None:
+    boss, headers = uuid.uuid4(), once(**{"X-Request-Id": f"admin.{uuid.uuid4()}"})
+    headers |= admin_token(stack, boss)
+    first = await api.post(path_of(person, "plan"), json=PLAN, headers=headers)
+    assert first.status_code == 200, first.text
+    assert first.json()["plan"] == "starter"
+    ends = datetime.fromisoformat(first.json()["period_ends_at"])
+    assert ends - datetime.fromisoformat(first.json()["effective_at"]) == timedelta(days=30)
+    again = await asyncio.gather(*(api.post(path_of(person, "plan"), json=PLAN, headers=headers) for _ in range(5)))
+    assert {answer.text for answer in again} == {first.text}
+    lines = await lines_of(stack, person, "plan.changed")
+    (line,) = [line for line in lines if line["actor"] == f"admin:{boss}" and "reason" in line["detail"]]
+    assert line["request_id"] == headers["X-Request-Id"]
+    assert (line["detail"]["before"]["plan_id"], line["detail"]["after"]["plan_id"]) == ("trial", "starter")
+    balance = (await api.get("/v1/credits/balance", headers=person.headers)).json()
+    assert (balance["plan"], balance["available_micros"]) == ("starter", 25_000_000)
+    assert datetime.fromisoformat(balance["period_ends_at"]) == ends
+    other = await api.post(path_of(person, "plan"), json={**PLAN, "plan": "professional"}, headers=headers)
+    assert_problem(other, 409, "idempotency_conflict")
+    later = await api.post(
+        path_of(person, "plan"), json={**PLAN, "plan": "trial", "when": "period_end"}, headers=once()
+    )
+    assert datetime.fromisoformat(later.json()["effective_at"]) == ends
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"plan": "golden"}, 404, "unknown_plan"), ({"plan": "'; drop table x"}, 404, "unknown_plan"),
+        ({"plan": "trial"}, 409, "plan_unchanged"), ({"when": "period_end"}, 409, "no_period"),
+        ({"when": "tomorrow"}, 400, "request_invalid"), ({"plan": ""}, 400, "request_invalid"),
+        ({"plan": None}, 400, "request_invalid"), ({"plan": "a\0b"}, 400, "request_invalid"),
+        ({"plan": 5}, 400, "request_invalid"), ({"reason": ""}, 400, "request_invalid"),
+        ({"plan": "p" * 64}, 400, "request_invalid"), ({"price": 0}, 400, "request_invalid"),
+    ],
+)  # fmt: skip
+async def test_a_change_of_plan_that_can_not_be_is_refused_by_its_own_code(
+    stack: Stack, api: httpx.AsyncClient, person: Person, change: dict[str, Any], status: int, code: str
+) -> None:
+    answer = await api.post(path_of(person, "plan"), json={**PLAN, **change}, headers=once())
+    assert_problem(answer, status, code)
+    assert await lines_of(stack, person, "plan.changed") == []
+    nobody = Person(uuid.uuid4(), "")
+    assert_problem(await api.post(path_of(nobody, "plan"), json=PLAN, headers=once()), 404, "profile_not_found")
+    assert_problem(await api.post(path_of(person, "plan"), json=PLAN), 422, "idempotency_key_invalid")
+    mine = {**once(), **person.headers}
+    assert_problem(await api.post(path_of(person, "plan"), json=PLAN, headers=mine), 403, "admin_required")
+
+
 async def test_the_description_says_what_operators_may_do(api: httpx.AsyncClient) -> None:
     described = (await api.get("/v1/admin/openapi.json")).json()["paths"]
     assert {(path, method) for path, methods in described.items() for method in methods} == {
         ("/v1/admin/users/{user_id}", "get"), ("/v1/admin/users/{user_id}/credits", "post"),
+        ("/v1/admin/users/{user_id}/plan", "post"),
     }  # fmt: skip
     for path in ("/v1/admin", "/v1/admin/", "/v1/admin/users", "/v1/admin/me", "/v1/adminusers"):
         assert_problem(await api.get(path), 404, "route_not_found")
