@@ -1,4 +1,4 @@
-"""Lambda: the clock ticked. Enrols whom the trigger missed, redrives what is due, renews periods, collects strays."""
+"""Lambda: the clock ticked. Enrols, redrives what is due, renews periods, syncs usage, collects strays."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functions.kit.clock import Clock, system_clock
 from functions.kit.errors import DoorkeyError
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
+from functions.metering.sync import sync_usage
 from functions.offers.promises import grant_promised_credits
 from functions.plans.periods import expire_lots, renew_periods
 from functions.provisioning.steps import Provisioner
@@ -41,6 +42,13 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
         ),
         "expired_lots": lambda request_id, is_time_left: expire_lots(
             provisioner.database, request_id=request_id, is_time_left=is_time_left
+        ),
+        "usage": lambda request_id, is_time_left: sync_usage(
+            clients.openrouter,
+            provisioner.database,
+            request_id=request_id,
+            is_time_left=is_time_left,
+            clock=clock,
         ),
     }
 

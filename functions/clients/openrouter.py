@@ -134,6 +134,27 @@ class ListedKey:
 
 
 @dataclass(frozen=True)
+class KeyUsage:
+    """What the list says a key has spent, in micro-dollars and exact, and how it is limited.
+
+    Attributes:
+        key_hash: which key.
+        usage_micros: OpenRouter credits spent in its life.
+        daily_micros: of it, those of the present UTC day.
+        byok_micros: spent in its life at providers through the account's own keys there.
+        limit_micros: its lifetime limit; None: no limit. A fraction is rounded up.
+        is_enabled: whether it may be used.
+    """
+
+    key_hash: str
+    usage_micros: Decimal
+    daily_micros: Decimal
+    byok_micros: Decimal
+    limit_micros: int | None
+    is_enabled: bool
+
+
+@dataclass(frozen=True)
 class AccountCredits:
     """What the account has bought and spent since it exists, in micro-dollars."""
 
@@ -182,11 +203,11 @@ class OpenRouter:
         answer = await self._send("POST", "/keys", body, expected=201)
         return _read_created(answer)
 
-    async def update_key(self, key_hash: str, *, limit_micros: int | None, is_enabled: bool) -> int:
+    async def update_key(self, key_hash: str, *, limit_micros: int | None, is_enabled: bool) -> Decimal:
         """Sets the lifetime limit of a key, and whether it may be used. Repeatable.
 
         Returns:
-            What the key has spent in its life as OpenRouter knows it now, in micro-dollars, rounded up.
+            What the key has spent in its life as OpenRouter knows it now, in micro-dollars, exact.
 
         Raises:
             KeyNotFound: it does not exist (any more).
@@ -196,7 +217,7 @@ class OpenRouter:
         answer = await self._send("PATCH", f"/keys/{key_hash}", body, expected=200)
         try:
             taken = (_micros(answer["data"]["limit"]), answer["data"]["disabled"])
-            usage_micros = max(0, math.ceil(Decimal(repr(answer["data"]["usage"])) * MICROS_PER_DOLLAR))
+            usage_micros = max(Decimal(0), _exact_micros(answer["data"]["usage"]))
         except (KeyError, TypeError, ValueError, ArithmeticError):
             raise OpenRouterAnswerLost("PATCH keys: 200, but without the key") from None
         if taken != (limit_micros, not is_enabled):
@@ -211,10 +232,6 @@ class OpenRouter:
         Raises:
             OpenRouterError: no answer that could be understood.
         """
-        query = {"offset": str(offset), "include_disabled": "true", "include_expired": "true"}
-        if self._workspace_id is not None:
-            query["workspace_id"] = str(self._workspace_id)
-        answer = await self._send("GET", f"/keys?{urlencode(query)}", None, expected=200)
         try:
             return [
                 ListedKey(
@@ -222,10 +239,27 @@ class OpenRouter:
                     name=str(item["name"]),
                     created_at=datetime.fromisoformat(item["created_at"]).astimezone(UTC),
                 )
-                for item in answer["data"]
+                for item in await self._list(offset)
             ]
         except (KeyError, TypeError, ValueError):
             raise OpenRouterAnswerLost("GET keys: 200, but no list of keys") from None
+
+    async def list_usage(self, offset: int) -> list[KeyUsage]:
+        """The same page, with what each key has spent.
+
+        Raises:
+            OpenRouterError: no answer that could be understood.
+        """
+        try:
+            return [_read_usage(item) for item in await self._list(offset)]
+        except (KeyError, TypeError, ValueError, ArithmeticError):
+            raise OpenRouterAnswerLost("GET keys: 200, but no list of keys with their usage") from None
+
+    async def _list(self, offset: int) -> Any:
+        query = {"offset": str(offset), "include_disabled": "true", "include_expired": "true"}
+        if self._workspace_id is not None:
+            query["workspace_id"] = str(self._workspace_id)
+        return (await self._send("GET", f"/keys?{urlencode(query)}", None, expected=200))["data"]
 
     async def delete_key(self, key_hash: str) -> None:
         """Deletes a key. One that does not exist counts as deleted.
@@ -247,7 +281,7 @@ class OpenRouter:
         answer = await self._send("GET", "/credits", None, expected=200)
         try:
             bought, used = (
-                round(Decimal(repr(answer["data"][name])) * MICROS_PER_DOLLAR)
+                round(Decimal(str(answer["data"][name])) * MICROS_PER_DOLLAR)
                 for name in ("total_credits", "total_usage")
             )
         except (KeyError, TypeError, ValueError, ArithmeticError):
@@ -266,7 +300,8 @@ class OpenRouter:
         if response.status_code != expected:
             raise _named(method, response, expected)
         try:
-            return response.json()
+            # As it is written: a double would lose what stands behind its last place.
+            return response.json(parse_float=Decimal)
         except (ValueError, RecursionError):
             found = "a web page" if _is_page(response) else "no JSON"
             raise OpenRouterAnswerLost(f"{method} keys: {expected}, but {found}") from None
@@ -277,8 +312,27 @@ def _dollars(micros: int | None) -> float | None:
     return None if micros is None else micros / MICROS_PER_DOLLAR
 
 
-def _micros(dollars: float | None) -> int | None:
-    return None if dollars is None else round(Decimal(repr(dollars)) * MICROS_PER_DOLLAR)
+def _exact_micros(dollars: Decimal | int) -> Decimal:
+    micros = Decimal(str(dollars)).scaleb(6)
+    if not micros.is_finite():
+        raise ValueError("not an amount")
+    return micros
+
+
+def _micros(dollars: Decimal | int | None) -> int | None:
+    return None if dollars is None else round(Decimal(str(dollars)) * MICROS_PER_DOLLAR)
+
+
+def _read_usage(item: dict[str, Any]) -> KeyUsage:
+    limit = item["limit"]
+    return KeyUsage(
+        key_hash=str(item["hash"]),
+        usage_micros=_exact_micros(item["usage"]),
+        daily_micros=_exact_micros(item["usage_daily"]),
+        byok_micros=_exact_micros(item["byok_usage"]),
+        limit_micros=None if limit is None else math.ceil(_exact_micros(limit)),
+        is_enabled=not item["disabled"],
+    )
 
 
 def _read_created(answer: Any) -> CreatedKey:

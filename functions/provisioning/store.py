@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from uuid import UUID
 
 from functions.clients.supabase import Caller, Rpc, Supabase
@@ -144,7 +145,7 @@ async def finish(
 
 
 async def finish_key_update(
-    database: Supabase, claim: Claim, *, usage_micros: int, request_id: str, session: Caller | None = None
+    database: Supabase, claim: Claim, *, usage_micros: Decimal, request_id: str, session: Caller | None = None
 ) -> ProvisioningState:
     """Records that OpenRouter took the limit and the switch, and what it said was spent. Repeatable likewise."""
     state = await database.call(
@@ -155,7 +156,8 @@ async def finish_key_update(
             "key_hash": claim.key_hash,
             "limit_micros": claim.limit_micros,
             "is_enabled": claim.is_enabled,
-            "usage_micros": usage_micros,
+            # As text and without an exponent, like every cost.
+            "usage_micros": format(usage_micros, "f"),
             "request_id": request_id,
         },
         session=session,

@@ -38,8 +38,9 @@ class SweepSettings:
     deletes_strays: bool = True
 
 
-# What else is done on the way, and counted: given the request id, and asked whether there is time left.
-Chore = Callable[[str, Callable[[], bool]], Awaitable[int]]
+# What else is done on the way, and counted, in one number or several with names: given the request id, and what says
+# whether there is time left.
+Chore = Callable[[str, Callable[[], bool]], Awaitable[int | Mapping[str, int]]]
 
 
 async def sweep(
@@ -97,7 +98,8 @@ async def _do(chores: Mapping[str, Chore], line: WorkLine, request_id: str, is_t
     for name, chore in chores.items():
         try:
             with line.step(name):
-                line.add(**{name: await chore(request_id, is_time_left)})
+                counted = await chore(request_id, is_time_left)
+                line.add(**(counted if isinstance(counted, Mapping) else {name: counted}))
         except DoorkeyError as error:
             # The next sweep does it; what is due must not wait for that.
             line.add(**{f"{name}_error": error.code})

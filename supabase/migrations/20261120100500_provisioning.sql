@@ -597,7 +597,7 @@ grant execute on function public.finish_provisioning(uuid, integer, text, text, 
 -- Repeatable likewise.
 create or replace function doorkey.finish_key_update(
   p_user_id uuid, p_attempt integer, p_key_hash text, p_limit_micros bigint, p_is_enabled boolean,
-  p_usage_micros bigint, p_request_id text
+  p_usage_micros numeric, p_request_id text
 ) returns text
 language plpgsql security definer set search_path = ''
 as $$
@@ -619,10 +619,11 @@ begin
   end if;
   -- What is leaving may leave now. Before the keys, in the order of locks; nothing begins to leave while the row is locked.
   perform from public.credit_accounts as a where a.user_id = p_user_id and a.leaving_micros > 0 for no key update;
+  perform doorkey.note_usage(p_key_hash, p_usage_micros);
   update public.openrouter_user_keys as k
      set limit_micros = p_limit_micros,
          status = case when p_is_enabled then 'active' else 'disabled' end,
-         reported_usage_micros = p_usage_micros,
+         reported_usage_micros = ceil(p_usage_micros),
          updated_at = now()
    where k.key_hash = p_key_hash;
   -- The key in use comes last: with it, all are confirmed.
@@ -641,19 +642,19 @@ begin
   return v_state;
 end
 $$;
-revoke all on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, bigint, text)
+revoke all on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, numeric, text)
   from public, anon, authenticated, service_role;
-grant execute on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, bigint, text) to service_role;
+grant execute on function doorkey.finish_key_update(uuid, integer, text, bigint, boolean, numeric, text) to service_role;
 
 create or replace function public.finish_key_update(
-  user_id uuid, attempt integer, key_hash text, limit_micros bigint, is_enabled boolean, usage_micros bigint,
+  user_id uuid, attempt integer, key_hash text, limit_micros bigint, is_enabled boolean, usage_micros numeric,
   request_id text
 ) returns text
 language sql set search_path = ''
 as $$ select doorkey.finish_key_update($1, $2, $3, $4, $5, $6, $7); $$;
-revoke all on function public.finish_key_update(uuid, integer, text, bigint, boolean, bigint, text)
+revoke all on function public.finish_key_update(uuid, integer, text, bigint, boolean, numeric, text)
   from public, anon, authenticated, service_role;
-grant execute on function public.finish_key_update(uuid, integer, text, bigint, boolean, bigint, text) to service_role;
+grant execute on function public.finish_key_update(uuid, integer, text, bigint, boolean, numeric, text) to service_role;
 
 -- Something was done at OpenRouter by an attempt that was over: whoever is right, the keys are to be set right again.
 create or replace function doorkey.recheck_key(p_user_id uuid, p_request_id text) returns text
@@ -706,6 +707,8 @@ begin
    where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.
   delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
+  -- No reading of it will come any more: what is still open about its usage is looked after from here on.
+  update doorkey.key_usage as u set is_open = true where u.key_hash = p_key_hash;
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
    where k.key_hash = p_key_hash;
   v_state := doorkey.settle_attempt(p_user_id);

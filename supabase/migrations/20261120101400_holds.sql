@@ -70,11 +70,11 @@ as $$
 $$;
 revoke all on function doorkey.held_through(text) from public, anon, authenticated, service_role;
 
--- One transaction about a hold, with its entries. What is zero is no entry.
-create or replace function doorkey.post_about_hold(
-  p_hold doorkey.credit_holds, p_type text, p_reason text, p_request_id text, p_provider text, p_model text,
+-- One transaction about what is used, with its entries: what doesn't stay with the user is spent. What is zero is no entry.
+create or replace function doorkey.post_use(
+  p_user_id uuid, p_type text, p_idempotency_key text, p_reason text, p_request_id text, p_provider text, p_model text,
   p_available bigint, p_held bigint, p_debt bigint, p_receivable bigint
-) returns void
+) returns bigint
 language plpgsql security definer set search_path = ''
 as $$
 declare
@@ -83,18 +83,17 @@ declare
 begin
   insert into public.credit_transactions
     (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
-  values (p_hold.user_id, p_type, v_amount, 'hold:' || p_hold.id, p_reason, 'credits', p_provider, p_model,
-          p_request_id)
+  values (p_user_id, p_type, v_amount, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
   returning id into v_id;
   insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
   select v_id, e.account, e.amount
     from (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
                  ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
    where e.amount <> 0;
+  return v_id;
 end
 $$;
-revoke all on function doorkey.post_about_hold(
-  doorkey.credit_holds, text, text, text, text, text, bigint, bigint, bigint, bigint)
+revoke all on function doorkey.post_use(uuid, text, text, text, text, text, text, bigint, bigint, bigint, bigint)
   from public, anon, authenticated, service_role;
 
 -- Takes so much out of the user's lots: by priority, then expiry, then id. The account is locked by the caller.
@@ -168,8 +167,8 @@ begin
             v_account.available_micros - v_held, now() + make_interval(secs => p_ttl_seconds))
     returning h.* into v_hold;
     if v_held > 0 then
-      perform doorkey.post_about_hold(
-        v_hold, 'hold', 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
+      perform doorkey.post_use(
+        p_user_id, 'hold', 'hold:' || v_hold.id, 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
     end if;
   elsif (v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
      is distinct from (p_amount_micros, make_interval(secs => p_ttl_seconds),
@@ -240,24 +239,77 @@ end
 $$;
 revoke all on function doorkey.lock_hold(uuid, uuid) from public, anon, authenticated, service_role;
 
--- Has the keys set right, if the limit of one is to change now that this hold is closed. Never waits: where the key was
--- replaced a moment ago, the row is not ours yet, and whoever has it looks by themselves, or the next sweep does.
-create or replace function doorkey.follow_hold(p_hold doorkey.credit_holds) returns void
+-- Has the keys set right, if the limit of one is to change now that something changed about this one: a hold was closed,
+-- a cost charged. Never waits: where the key was replaced a moment ago, the row is not ours yet, and whoever has it looks
+-- by themselves, or the next sweep does.
+create or replace function doorkey.follow_key(p_user_id uuid, p_key_hash text) returns void
 language plpgsql security definer set search_path = ''
 as $$
 begin
   perform from doorkey.provisioning as p
-    where p.user_id = p_hold.user_id and p.key_hash is distinct from p_hold.key_hash for update skip locked;
-  if found and (doorkey.next_key_action(p_hold.user_id)).is_needed then
-    perform doorkey.want(p_hold.user_id);
+    where p.user_id = p_user_id and p.key_hash is distinct from p_key_hash for update skip locked;
+  if found and (doorkey.next_key_action(p_user_id)).is_needed then
+    perform doorkey.want(p_user_id);
   end if;
 end
 $$;
-revoke all on function doorkey.follow_hold(doorkey.credit_holds) from public, anon, authenticated, service_role;
+revoke all on function doorkey.follow_key(uuid, text) from public, anon, authenticated, service_role;
 
--- Charges what the call of this hold cost the provider, in micro-dollars and exactly as received: times the plan's
--- markup, rounded down to what can be posted, and the remainder carried to the next charge. Works on a hold in any state;
--- asked again with the same content it answers again. A user: the hold must be theirs; null: anybody's.
+-- Charges what something cost the provider: times the plan's markup, rounded down to what can be posted, and the remainder
+-- carried to the next charge. A hold pays first, then what is available; beyond that it is owed. Every charge is computed
+-- here. The account is locked by the caller.
+create or replace function doorkey.post_charge(
+  p_user_id uuid, p_cost_micros numeric, p_held_micros bigint, p_type text, p_idempotency_key text, p_reason text,
+  p_provider text, p_model text, p_request_id text,
+  out charged_micros bigint, out owed_micros bigint, out exact_micros numeric, out transaction_id bigint
+)
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_account public.credit_accounts;
+  v_plan public.plans;
+  v_carried numeric;
+  v_from_held bigint;
+  v_from_available bigint;
+  v_paid bigint;
+begin
+  select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
+  select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
+  exact_micros := p_cost_micros * v_plan.markup;
+  v_carried := exact_micros + v_account.remainder_micros;
+  charged_micros := floor(v_carried);
+  v_from_held := case when v_plan.is_uncapped then 0 else least(p_held_micros, charged_micros) end;
+  v_from_available := case when v_plan.is_uncapped then 0
+                           else least(v_account.available_micros, charged_micros - v_from_held) end;
+  owed_micros := case when v_plan.is_uncapped then 0 else charged_micros - v_from_held - v_from_available end;
+  -- What the hold did not need pays debts first.
+  v_paid := least(p_held_micros - v_from_held, v_account.debt_micros);
+  transaction_id := doorkey.post_use(
+    p_user_id, p_type, p_idempotency_key, p_reason, p_request_id, p_provider, p_model,
+    p_held_micros - v_from_held - v_paid - v_from_available, -p_held_micros, v_paid - owed_micros,
+    case when v_plan.is_uncapped then -charged_micros else 0 end);
+  perform doorkey.spend_lots(p_user_id, v_from_held + v_from_available + v_paid);
+  update public.credit_accounts as a set remainder_micros = v_carried - charged_micros where a.user_id = p_user_id;
+end
+$$;
+revoke all on function doorkey.post_charge(uuid, numeric, bigint, text, text, text, text, text, text)
+  from public, anon, authenticated, service_role;
+
+-- A cost as a provider may name it. (NaN is more than any number.)
+create or replace function doorkey.check_cost(p_cost_micros numeric) returns void
+language plpgsql immutable security definer set search_path = ''
+as $$
+begin
+  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range',
+      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
+  end if;
+end
+$$;
+revoke all on function doorkey.check_cost(numeric) from public, anon, authenticated, service_role;
+
+-- Charges what the call of this hold cost the provider, in micro-dollars and exactly as received. Works on a hold in any
+-- state; asked again with the same content it answers again. A user: the hold must be theirs; null: anybody's.
 create or replace function doorkey.settle_hold(
   p_user_id uuid, p_hold_id uuid, p_cost_micros numeric, p_provider text, p_model text, p_generation_id text,
   p_request_id text
@@ -266,20 +318,9 @@ language plpgsql security definer set search_path = ''
 as $$
 declare
   v_hold doorkey.credit_holds;
-  v_account public.credit_accounts;
-  v_plan public.plans;
-  v_exact numeric;
-  v_charge bigint;
-  v_from_held bigint;
-  v_from_available bigint;
-  v_owed bigint;
-  v_paid bigint;
+  v_charge record;
 begin
-  -- NaN is more than any number.
-  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
-    raise sqlstate 'PT422' using message = 'amount_out_of_range',
-      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
-  end if;
+  perform doorkey.check_cost(p_cost_micros);
   v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
   if v_hold.state = 'settled' then
     if (v_hold.cost_micros, v_hold.provider, v_hold.model, v_hold.generation_id)
@@ -290,22 +331,9 @@ begin
     return query select v_hold.charged_micros, v_hold.owed_micros;
     return;
   end if;
-  select * into strict v_account from public.credit_accounts as a where a.user_id = v_hold.user_id;
-  select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
-  v_exact := p_cost_micros * v_plan.markup + v_account.remainder_micros;
-  v_charge := floor(v_exact);
-  v_from_held := case when v_plan.is_uncapped then 0 else least(v_hold.held_micros, v_charge) end;
-  v_from_available := case when v_plan.is_uncapped then 0
-                           else least(v_account.available_micros, v_charge - v_from_held) end;
-  v_owed := case when v_plan.is_uncapped then 0 else v_charge - v_from_held - v_from_available end;
-  -- What the hold did not need pays debts first.
-  v_paid := least(v_hold.held_micros - v_from_held, v_account.debt_micros);
-  perform doorkey.post_about_hold(
-    v_hold, 'usage', 'Call', p_request_id, p_provider, p_model,
-    v_hold.held_micros - v_from_held - v_paid - v_from_available, -v_hold.held_micros, v_paid - v_owed,
-    case when v_plan.is_uncapped then -v_charge else 0 end);
-  perform doorkey.spend_lots(v_hold.user_id, v_from_held + v_from_available + v_paid);
-  update public.credit_accounts as a set remainder_micros = v_exact - v_charge where a.user_id = v_hold.user_id;
+  v_charge := doorkey.post_charge(
+    v_hold.user_id, p_cost_micros, v_hold.held_micros, 'usage', 'hold:' || v_hold.id, 'Call', p_provider, p_model,
+    p_request_id);
   update public.openrouter_user_keys as k
      set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
          -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
@@ -315,11 +343,11 @@ begin
    where k.key_hash = v_hold.key_hash;
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
-         cost_micros = p_cost_micros, charged_micros = v_charge, owed_micros = v_owed,
+         cost_micros = p_cost_micros, charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros,
          closed_at = coalesce(h.closed_at, now()), settled_at = now()
    where h.id = v_hold.id;
-  perform doorkey.follow_hold(v_hold);
-  return query select v_charge, v_owed;
+  perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
+  return query select v_charge.charged_micros, v_charge.owed_micros;
 end
 $$;
 revoke all on function doorkey.settle_hold(uuid, uuid, numeric, text, text, text, text)
@@ -347,13 +375,14 @@ begin
   if p_hold.held_micros > 0 then
     select least(p_hold.held_micros, a.debt_micros) into strict v_paid
       from public.credit_accounts as a where a.user_id = p_hold.user_id;
-    perform doorkey.post_about_hold(
-      p_hold, 'release', case p_state when 'expired' then 'Hold expired' else 'Hold released' end, p_request_id,
+    perform doorkey.post_use(
+      p_hold.user_id, 'release', 'hold:' || p_hold.id,
+      case p_state when 'expired' then 'Hold expired' else 'Hold released' end, p_request_id,
       null, null, p_hold.held_micros - v_paid, -p_hold.held_micros, v_paid, 0);
     perform doorkey.spend_lots(p_hold.user_id, v_paid);
   end if;
   update doorkey.credit_holds as h set state = p_state, held_micros = 0, closed_at = now() where h.id = p_hold.id;
-  perform doorkey.follow_hold(p_hold);
+  perform doorkey.follow_key(p_hold.user_id, p_hold.key_hash);
 end
 $$;
 revoke all on function doorkey.close_hold(doorkey.credit_holds, doorkey.hold_state, text)

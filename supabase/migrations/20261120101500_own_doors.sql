@@ -142,7 +142,7 @@ grant execute on function
   to authenticated;
 
 create or replace function doorkey.finish_my_key_update(
-  p_attempt integer, p_key_hash text, p_limit_micros bigint, p_is_enabled boolean, p_usage_micros bigint,
+  p_attempt integer, p_key_hash text, p_limit_micros bigint, p_is_enabled boolean, p_usage_micros numeric,
   p_request_id text, p_proof_id text, p_proof_expires_at bigint, p_proof text
 ) returns text
 language sql security definer set search_path = ''
@@ -154,22 +154,22 @@ as $$
       p_proof_id, p_proof_expires_at, p_proof),
     p_attempt, p_key_hash, p_limit_micros, p_is_enabled, p_usage_micros, p_request_id);
 $$;
-revoke all on function doorkey.finish_my_key_update(integer, text, bigint, boolean, bigint, text, text, bigint, text)
+revoke all on function doorkey.finish_my_key_update(integer, text, bigint, boolean, numeric, text, text, bigint, text)
   from public, anon, authenticated, service_role;
 grant execute on function
-  doorkey.finish_my_key_update(integer, text, bigint, boolean, bigint, text, text, bigint, text)
+  doorkey.finish_my_key_update(integer, text, bigint, boolean, numeric, text, text, bigint, text)
   to authenticated;
 
 create or replace function public.finish_my_key_update(
-  attempt integer, key_hash text, limit_micros bigint, is_enabled boolean, usage_micros bigint, request_id text,
+  attempt integer, key_hash text, limit_micros bigint, is_enabled boolean, usage_micros numeric, request_id text,
   proof_id text, proof_expires_at bigint, proof text
 ) returns text
 language sql set search_path = ''
 as $$ select doorkey.finish_my_key_update($1, $2, $3, $4, $5, $6, $7, $8, $9); $$;
-revoke all on function public.finish_my_key_update(integer, text, bigint, boolean, bigint, text, text, bigint, text)
+revoke all on function public.finish_my_key_update(integer, text, bigint, boolean, numeric, text, text, bigint, text)
   from public, anon, authenticated, service_role;
 grant execute on function
-  public.finish_my_key_update(integer, text, bigint, boolean, bigint, text, text, bigint, text)
+  public.finish_my_key_update(integer, text, bigint, boolean, numeric, text, text, bigint, text)
   to authenticated;
 
 create or replace function doorkey.finish_my_key_deletion(

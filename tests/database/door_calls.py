@@ -90,6 +90,7 @@ class Call:
         "nothing",
         "lease_lost",
         "page_out_of_range",
+        "delay_out_of_range",
         "no_key",
         "webhook_url_invalid",
         "profile_not_found",
@@ -109,6 +110,7 @@ REFUSALS = {
     "lease_lost": 409,
     "no_key": 404,
     "page_out_of_range": 422,
+    "delay_out_of_range": 422,
     "webhook_url_invalid": 422,
     "profile_not_found": 404,
     "hold_not_found": 404,
@@ -167,6 +169,10 @@ _CALLS = {
     "renew_periods": Call((0, "door"), "page_out_of_range"),
     "expire_lots": Call((0, "door"), "page_out_of_range"),
     "change_plan": Call((NOBODY, "trial", "now", "door", "door", "door", "door"), "profile_not_found"),
+    "begin_usage_sync": Call((0,), "delay_out_of_range"),
+    "record_usage": Call(
+        (0, 0, None, None, False, ["door"], [], [], [], [], [], "2026-01-01T00:00:00Z", "door"), "page_out_of_range"
+    ),
 }
 # By hand, the doors that want a proof open to nobody.
 _CALLS |= {

@@ -137,9 +137,18 @@ with entries as (
          coalesce((select sum(g.taken_micros) from doorkey.credit_takings as g
                     where g.user_id = a.user_id and g.left_transaction_id is null), 0) as takings,
          coalesce((select sum(h.cost_micros) from doorkey.credit_holds as h
-                    where h.user_id = a.user_id), 0) as costs,
+                    where h.user_id = a.user_id), 0)
+         + coalesce((select sum(c.cost_micros - c.returned_micros) from doorkey.unheld_costs as c
+                       join public.openrouter_user_keys as k on k.key_hash = c.key_hash
+                      where k.user_id = a.user_id), 0) as costs,
          coalesce((select sum(h.charged_micros) from doorkey.credit_holds as h
-                    where h.user_id = a.user_id), 0) as charges,
+                    where h.user_id = a.user_id), 0)
+         + coalesce((select sum(c.charged_micros) from doorkey.unheld_costs as c
+                       join public.openrouter_user_keys as k on k.key_hash = c.key_hash
+                      where k.user_id = a.user_id), 0)
+         - coalesce((select sum(t.amount_micros) from public.credit_transactions as t
+                      where t.user_id = a.user_id
+                        and starts_with(t.idempotency_key, 'unseen:returned:')), 0) as charges,
          coalesce((select sum(k.charged_cost_micros) from public.openrouter_user_keys as k
                     where k.user_id = a.user_id), 0) as charged_to_keys
     from public.credit_accounts as a join public.plans as p on p.id = a.plan_id

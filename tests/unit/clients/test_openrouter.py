@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -228,11 +229,18 @@ async def test_another_limit_or_switch_than_asked_for_is_never_taken_for_done(da
 
 
 @pytest.mark.parametrize(
-    ("usage", "micros"), [(0, 0), (0.0000001, 1), (1.25, 1_250_000), (0.1 + 0.2, 300_001), (-1, 0)]
+    ("usage", "micros"),
+    [
+        ("0", "0"),
+        ("1e-7", "0.1"),
+        ("1.25", "1250000"),
+        ("0.12345678901234567890123", "123456.78901234567890123"),
+        ("-1", "0"),
+    ],
 )
-async def test_what_a_key_has_spent_is_rounded_up(usage: float, micros: int) -> None:
-    server = Server(httpx.Response(200, json={"data": {"limit": 4.0, "disabled": False, "usage": usage}}))
-    assert await server.client().update_key(HASH, limit_micros=4_000_000, is_enabled=True) == micros
+async def test_what_a_key_has_spent_is_taken_as_it_is_written(usage: str, micros: str) -> None:
+    server = Server(httpx.Response(200, content=f'{{"data": {{"limit": 4.0, "disabled": false, "usage": {usage}}}}}'))
+    assert await server.client().update_key(HASH, limit_micros=4_000_000, is_enabled=True) == Decimal(micros)
 
 
 async def error_of_update(answer: httpx.Response) -> OpenRouterError:

@@ -1,0 +1,101 @@
+"""The whole SQL vocabulary of metering."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from functions.clients.openrouter import KeyUsage
+from functions.clients.supabase import Rpc, Supabase
+from functions.metering.pages import Cursor
+
+BEGIN_USAGE_SYNC = Rpc("begin_usage_sync", ("every_seconds",), "service_role")
+RECORD_USAGE = Rpc(
+    "record_usage",
+    (
+        *("round", "read_offset", "next_offset", "next_anchor", "next_is_second_look", "key_hashes", "usage_micros"),
+        *("byok_micros", "daily_micros", "limit_micros", "disabled_hashes", "read_at", "request_id"),
+    ),
+    "service_role",
+)
+
+
+@dataclass(frozen=True)
+class SyncCursor:
+    """Where a round of the usage sync has come."""
+
+    round: int
+    at: Cursor
+
+
+@dataclass(frozen=True)
+class RecordedPage:
+    """What came of a page of usage.
+
+    Attributes:
+        counts: by what the sweep's line calls them.
+        cursor: where to go on; None: the round is over.
+    """
+
+    counts: Mapping[str, int]
+    cursor: SyncCursor | None
+
+
+async def begin_usage_sync(database: Supabase, *, every_seconds: int) -> SyncCursor | None:
+    """Where the usage sync is to go on; a round begins so many seconds after the last one. None: nothing to do."""
+    for row in await database.call(BEGIN_USAGE_SYNC, {"every_seconds": every_seconds}):
+        return SyncCursor(row["round"], Cursor(row["page_offset"], row["anchor"], row["is_second_look"]))
+    return None
+
+
+async def record_usage(
+    database: Supabase,
+    page: Sequence[KeyUsage],
+    *,
+    cursor: SyncCursor,
+    after: Cursor | None,
+    read_at: datetime,
+    request_id: str,
+) -> RecordedPage:
+    """Hands a page over: what OpenRouter billed beyond the receipts is charged to each key's owner. Repeatable.
+
+    Args:
+        database: the Data API.
+        page: as OpenRouter gave it.
+        cursor: where it was read.
+        after: where to go on; None: it was the last.
+        read_at: when it was asked for.
+        request_id: for the ledger.
+    """
+    (row,) = await database.call(
+        RECORD_USAGE,
+        {
+            "round": cursor.round,
+            "read_offset": cursor.at.offset,
+            "next_offset": None if after is None else after.offset,
+            "next_anchor": None if after is None else after.anchor,
+            "next_is_second_look": after is not None and after.is_second_look,
+            "key_hashes": [key.key_hash for key in page],
+            # As text, like every cost.
+            "usage_micros": [format(key.usage_micros, "f") for key in page],
+            "byok_micros": [format(key.byok_micros, "f") for key in page],
+            "daily_micros": [format(key.daily_micros, "f") for key in page],
+            "limit_micros": [key.limit_micros for key in page],
+            "disabled_hashes": [key.key_hash for key in page if not key.is_enabled],
+            "read_at": read_at.isoformat(),
+            "request_id": request_id,
+        },
+    )
+    counts = {
+        "usage_keys": row["counted"],
+        "usage_unseen_micros": math.ceil(Decimal(str(row["unseen_micros"]))),
+        "usage_returned_micros": math.ceil(Decimal(str(row["returned_micros"]))),
+        "usage_busy": row["busy"],
+        "usage_odd": row["odd"],
+        "limits_healed": row["limits_healed"],
+    }
+    at = Cursor(row["page_offset"], row["anchor"], row["is_second_look"])
+    return RecordedPage(counts, None if row["is_finished"] else SyncCursor(cursor.round, at))

@@ -1,0 +1,631 @@
+-- What OpenRouter says each key has spent in its life, and what is charged for it beyond the receipts.
+--
+-- A key's charged cost is R + N: R came by receipts (settled holds), N was seen in OpenRouter's figure U alone. Only what U
+-- has beyond R + N and beyond what calls in flight may account for is charged; a receipt that comes later takes N down
+-- again. See docs/decisions/0021. Lock order: provisioning row, the figures of a key, account, lots, key. The sync has many
+-- keys' figures first, and so waits for nothing after that.
+
+set local lock_timeout = '5s';
+set local statement_timeout = '60s';
+
+-- Costs that were charged to a key outside of any hold.
+create table if not exists doorkey.unheld_costs (
+  transaction_id bigint primary key references public.credit_transactions (id),
+  key_hash text not null references public.openrouter_user_keys (key_hash),
+  -- The UTC day on which it was spent.
+  day date not null,
+  cost_micros numeric not null check (cost_micros between 0 and 1000000000000),
+  markup numeric not null check (markup >= 0),
+  charged_micros bigint not null check (charged_micros >= 0),
+  owed_micros bigint not null check (owed_micros between 0 and charged_micros),
+  -- What of the cost was given back, because a receipt for it came late.
+  returned_micros numeric not null default 0 check (returned_micros between 0 and cost_micros),
+  created_at timestamptz not null default now()
+);
+create index if not exists unheld_costs_key on doorkey.unheld_costs (key_hash, day);
+create index if not exists unheld_costs_day on doorkey.unheld_costs (day, key_hash);
+alter table doorkey.unheld_costs enable row level security;
+revoke all on table doorkey.unheld_costs from public, anon, authenticated, service_role;
+
+create table if not exists doorkey.key_usage (
+  key_hash text primary key references public.openrouter_user_keys (key_hash),
+  -- U: OpenRouter's lifetime figure, exact; it only grows. BYOK usage is beside it, and never charged.
+  reported_micros numeric not null default 0 check (reported_micros >= 0),
+  byok_micros numeric not null default 0 check (byok_micros >= 0),
+  -- When U was read, and in which round of the sync the key was counted last.
+  read_at timestamptz,
+  round bigint,
+  -- N, and how much of the cost was ever charged unseen or returned: what names a transaction.
+  unseen_micros numeric not null default 0 check (unseen_micros >= 0),
+  unseen_charged_micros numeric not null default 0 check (unseen_charged_micros >= 0),
+  unseen_returned_micros numeric not null default 0 check (unseen_returned_micros >= 0),
+  -- R + N was above U by so much ever since this reading.
+  surplus_since timestamptz,
+  surplus_micros numeric check (surplus_micros > 0),
+  -- U and R + N differ, and the key was deleted: no reading will have anybody look again.
+  is_open boolean not null default false,
+  looked_at timestamptz not null default now(),
+  check ((surplus_since is null) = (surplus_micros is null)),
+  check (unseen_micros = unseen_charged_micros - unseen_returned_micros)
+);
+create index if not exists key_usage_open on doorkey.key_usage (looked_at) where is_open;
+alter table doorkey.key_usage enable row level security;
+revoke all on table doorkey.key_usage from public, anon, authenticated, service_role;
+
+-- What of U falls on each UTC day.
+create table if not exists doorkey.key_usage_days (
+  key_hash text not null references public.openrouter_user_keys (key_hash),
+  day date not null,
+  reported_micros numeric not null default 0 check (reported_micros >= 0),
+  byok_micros numeric not null default 0 check (byok_micros >= 0),
+  primary key (key_hash, day)
+);
+create index if not exists key_usage_days_day on doorkey.key_usage_days (day, key_hash);
+alter table doorkey.key_usage_days enable row level security;
+revoke all on table doorkey.key_usage_days from public, anon, authenticated, service_role;
+
+-- What the sync met that it does not understand: named, never guessed, never charged.
+create table if not exists doorkey.usage_findings (
+  key_hash text not null,
+  -- went_back: U is lower than it was, by the amount. missing: not in a whole round, though we think it is alive.
+  -- foreign: spends, and this database doesn't know it. byok: lifetime BYOK usage. not_deleted: we think it is gone.
+  kind text not null check (kind in ('went_back', 'missing', 'foreign', 'byok', 'not_deleted')),
+  amount_micros numeric not null default 0,
+  first_seen_at timestamptz not null default now(),
+  last_seen_at timestamptz not null default now(),
+  resolved_at timestamptz,
+  primary key (key_hash, kind)
+);
+alter table doorkey.usage_findings enable row level security;
+revoke all on table doorkey.usage_findings from public, anon, authenticated, service_role;
+
+-- How far the present round has come.
+create table if not exists doorkey.usage_sync (
+  only_row boolean primary key default true check (only_row),
+  round bigint not null default 0,
+  started_at timestamptz,
+  finished_at timestamptz,
+  page_offset integer not null default 0 check (page_offset >= 0),
+  -- The last key of the page before: it must come again, else pages have shifted.
+  anchor text,
+  is_second_look boolean not null default false
+);
+alter table doorkey.usage_sync enable row level security;
+revoke all on table doorkey.usage_sync from public, anon, authenticated, service_role;
+insert into doorkey.usage_sync default values on conflict do nothing;
+
+-- "What expired lately?"
+create index if not exists credit_holds_expired on doorkey.credit_holds (key_hash, closed_at) where state = 'expired';
+create index if not exists credit_holds_settled on doorkey.credit_holds (settled_at, key_hash) where state = 'settled';
+
+-- How long after it expired a hold may still be settled, before its call counts as unseen: longer than any call lasts.
+create or replace function doorkey.late_receipt_time() returns interval
+language sql immutable security definer set search_path = ''
+as $$ select interval '1 hour'; $$;
+revoke all on function doorkey.late_receipt_time() from public, anon, authenticated, service_role;
+
+-- What OpenRouter's figures may be off by: they are binary fractions of dollars.
+create or replace function doorkey.usage_tolerance() returns numeric
+language sql immutable security definer set search_path = ''
+as $$ select 0.001; $$;
+revoke all on function doorkey.usage_tolerance() from public, anon, authenticated, service_role;
+
+-- What calls whose receipts may still come can have cost, by what was reserved for them.
+create or replace function doorkey.cost_in_flight(p_key_hash text, p_markup numeric) returns numeric
+language sql stable security definer set search_path = ''
+as $$
+  select coalesce(sum(h.amount_micros), 0) / p_markup
+    from doorkey.credit_holds as h
+   where h.key_hash = p_key_hash
+     and (h.state = 'open' or (h.state = 'expired' and h.closed_at > now() - doorkey.late_receipt_time()));
+$$;
+revoke all on function doorkey.cost_in_flight(text, numeric) from public, anon, authenticated, service_role;
+
+-- Posts a cost to a key's owner. The provisioning row (unless the key is the one in use) and the account are locked.
+create or replace function doorkey.post_unheld_cost(
+  p_user_id uuid, p_key_hash text, p_day date, p_cost_micros numeric, p_type text, p_idempotency_key text,
+  p_reason text, p_provider text, p_model text, p_request_id text
+) returns table (charged_micros bigint, owed_micros bigint)
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_charge record;
+begin
+  v_charge := doorkey.post_charge(
+    p_user_id, p_cost_micros, 0, p_type, p_idempotency_key, p_reason, p_provider, p_model, p_request_id);
+  insert into doorkey.unheld_costs (transaction_id, key_hash, day, cost_micros, markup, charged_micros, owed_micros)
+  select v_charge.transaction_id, p_key_hash, p_day, p_cost_micros, p.markup, v_charge.charged_micros,
+         v_charge.owed_micros
+    from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = p_user_id;
+  insert into doorkey.key_usage as u (key_hash, unseen_micros, unseen_charged_micros)
+  values (p_key_hash, p_cost_micros, p_cost_micros)
+  on conflict (key_hash) do update
+     set unseen_micros = u.unseen_micros + excluded.unseen_micros,
+         unseen_charged_micros = u.unseen_charged_micros + excluded.unseen_charged_micros;
+  update public.openrouter_user_keys as k set charged_cost_micros = k.charged_cost_micros + p_cost_micros
+   where k.key_hash = p_key_hash;
+  return query select v_charge.charged_micros, v_charge.owed_micros;
+end
+$$;
+revoke all on function doorkey.post_unheld_cost(uuid, text, date, numeric, text, text, text, text, text, text)
+  from public, anon, authenticated, service_role;
+
+-- Charges a provider's cost to a key outside of a hold. Asked again with the same content it answers again.
+create or replace function doorkey.charge_cost(
+  p_user_id uuid, p_key_hash text, p_cost_micros numeric, p_type text, p_idempotency_key text, p_reason text,
+  p_provider text, p_model text, p_request_id text
+) returns table (charged_micros bigint, owed_micros bigint)
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_known record;
+begin
+  perform doorkey.check_cost(p_cost_micros);
+  if p_idempotency_key is null or length(p_idempotency_key) not between 1 and 200 then
+    raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
+  end if;
+  if not exists (select from public.openrouter_user_keys as k where k.key_hash = p_key_hash and k.user_id = p_user_id) then
+    raise sqlstate 'PT404' using message = 'no_key', hint = 'This user never had such a key.';
+  end if;
+  perform from doorkey.provisioning as p
+    where p.user_id = p_user_id and p.key_hash is distinct from p_key_hash for update;
+  insert into doorkey.key_usage (key_hash) values (p_key_hash) on conflict do nothing;
+  perform from doorkey.key_usage as u where u.key_hash = p_key_hash for update;
+  perform doorkey.lock_account(p_user_id);
+  select c.key_hash, c.cost_micros, t.reason, t.provider, t.model, c.charged_micros, c.owed_micros into v_known
+    from public.credit_transactions as t left join doorkey.unheld_costs as c on c.transaction_id = t.id
+   where t.type = p_type and t.idempotency_key = p_idempotency_key;
+  if found then
+    if (v_known.key_hash, v_known.cost_micros, v_known.reason, v_known.provider, v_known.model)
+       is distinct from (p_key_hash, p_cost_micros, p_reason, p_provider, p_model) then
+      raise sqlstate 'PT409' using message = 'idempotency_conflict',
+        hint = 'This key was used for another content. Use a new key for a new charge.';
+    end if;
+    return query select v_known.charged_micros, v_known.owed_micros;
+    return;
+  end if;
+  return query
+    select c.charged_micros, c.owed_micros
+      from doorkey.post_unheld_cost(
+        p_user_id, p_key_hash, (now() at time zone 'utc')::date, p_cost_micros, p_type, p_idempotency_key, p_reason,
+        p_provider, p_model, p_request_id) as c;
+  perform doorkey.follow_key(p_user_id, p_key_hash);
+end
+$$;
+revoke all on function doorkey.charge_cost(uuid, text, numeric, text, text, text, text, text, text)
+  from public, anon, authenticated, service_role;
+
+-- What of a key's U falls on which day: read with that day's own figure, the part before midnight is known exactly.
+-- Without it (null) what the ledger has for the day of the reading before, and OpenRouter hadn't yet, falls on that day.
+create or replace function doorkey.split_usage(
+  p_key_hash text, p_since timestamptz, p_read_at timestamptz, p_from_micros numeric, p_to_micros numeric,
+  p_daily_micros numeric, p_byok_micros numeric
+) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_today constant date := (p_read_at at time zone 'utc')::date;
+  v_before constant date := (p_since at time zone 'utc')::date;
+  v_earlier numeric := 0;
+begin
+  if v_before < v_today then
+    v_earlier := case when p_daily_micros is null then greatest(-doorkey.day_difference(p_key_hash, v_before), 0)
+                      else p_to_micros - p_daily_micros - p_from_micros end;
+    v_earlier := greatest(least(v_earlier, p_to_micros - p_from_micros), 0);
+  end if;
+  insert into doorkey.key_usage_days as d (key_hash, day, reported_micros, byok_micros)
+  select p_key_hash, part.day, part.reported, part.byok
+    from (values (v_before, v_earlier, 0::numeric),
+                 (v_today, p_to_micros - p_from_micros - v_earlier, p_byok_micros)) as part (day, reported, byok)
+   where part.reported > 0 or part.byok > 0
+   order by part.day
+  on conflict (key_hash, day) do update
+     set reported_micros = d.reported_micros + excluded.reported_micros,
+         byok_micros = d.byok_micros + excluded.byok_micros;
+end
+$$;
+revoke all on function doorkey.split_usage(text, timestamptz, timestamptz, numeric, numeric, numeric, numeric)
+  from public, anon, authenticated, service_role;
+
+-- What OpenRouter has for this key and day beyond what the ledger has.
+create or replace function doorkey.day_difference(p_key_hash text, p_day date) returns numeric
+language sql stable security definer set search_path = ''
+as $$
+  select coalesce((select d.reported_micros from doorkey.key_usage_days as d
+                    where d.key_hash = p_key_hash and d.day = p_day), 0)
+         - coalesce((select sum(h.cost_micros) from doorkey.credit_holds as h
+                      where h.key_hash = p_key_hash and h.state = 'settled'
+                        and h.settled_at >= p_day::timestamp at time zone 'utc'
+                        and h.settled_at < (p_day + 1)::timestamp at time zone 'utc'), 0)
+         - coalesce((select sum(c.cost_micros - c.returned_micros) from doorkey.unheld_costs as c
+                      where c.key_hash = p_key_hash and c.day = p_day), 0);
+$$;
+revoke all on function doorkey.day_difference(text, date) from public, anon, authenticated, service_role;
+
+-- A change of the key was answered with its lifetime figure: a reading, and before a deletion the last one.
+create or replace function doorkey.note_usage(p_key_hash text, p_usage_micros numeric) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_usage doorkey.key_usage;
+begin
+  insert into doorkey.key_usage (key_hash)
+  select k.key_hash from public.openrouter_user_keys as k where k.key_hash = p_key_hash
+  on conflict do nothing;
+  select * into v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash for update;
+  if not found or p_usage_micros <= v_usage.reported_micros then
+    return;
+  end if;
+  perform doorkey.split_usage(
+    p_key_hash, coalesce(v_usage.read_at, k.created_at), greatest(now(), v_usage.read_at), v_usage.reported_micros,
+    p_usage_micros, null, 0)
+    from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  update doorkey.key_usage as u
+     set reported_micros = p_usage_micros, read_at = greatest(now(), u.read_at)
+   where u.key_hash = p_key_hash;
+end
+$$;
+revoke all on function doorkey.note_usage(text, numeric) from public, anon, authenticated, service_role;
+
+-- Charges what was spent unseen: on the days on which OpenRouter has more than the ledger, the oldest first.
+create or replace function doorkey.charge_unseen(
+  p_user_id uuid, p_key_hash text, p_cost_micros numeric, p_read_at timestamptz, p_request_id text
+) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_left numeric := p_cost_micros;
+  v_gap record;
+  v_last constant date := (p_read_at at time zone 'utc')::date;
+begin
+  for v_gap in
+    select g.day, case when g.day = v_last then null else doorkey.day_difference(p_key_hash, g.day) end as micros
+      from (select v_last - n.days as day from generate_series(0, 7) as n (days)) as g order by g.day
+  loop
+    continue when v_gap.micros <= 0;
+    -- What no earlier day has a gap for is of the day of the reading.
+    v_gap.micros := least(v_left, coalesce(v_gap.micros, v_left));
+    if v_gap.micros > 0 then
+      -- Named by all that was ever charged to this key unseen: said again, it would be the same.
+      perform doorkey.post_unheld_cost(
+        p_user_id, p_key_hash, v_gap.day, v_gap.micros, 'usage',
+        format('unseen:%s:%s', p_key_hash, trim_scale(u.unseen_charged_micros)), 'Use without a receipt', null, null,
+        p_request_id)
+        from doorkey.key_usage as u where u.key_hash = p_key_hash;
+      v_left := v_left - v_gap.micros;
+    end if;
+  end loop;
+end
+$$;
+revoke all on function doorkey.charge_unseen(uuid, text, numeric, timestamptz, text)
+  from public, anon, authenticated, service_role;
+
+-- Gives back what was charged unseen, the latest first, at the price at which it was charged. The account is locked.
+create or replace function doorkey.return_unseen(
+  p_user_id uuid, p_key_hash text, p_cost_micros numeric, p_request_id text
+) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_account public.credit_accounts;
+  v_cost doorkey.unheld_costs;
+  v_left numeric := p_cost_micros;
+  v_part numeric;
+  v_carried numeric;
+  v_back bigint;
+  v_receivable bigint;
+  v_paid bigint;
+  v_id bigint;
+begin
+  select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
+  v_carried := v_account.remainder_micros;
+  for v_cost in
+    select * from doorkey.unheld_costs as c
+     where c.key_hash = p_key_hash and c.returned_micros < c.cost_micros order by c.transaction_id desc
+  loop
+    exit when v_left = 0;
+    v_part := least(v_left, v_cost.cost_micros - v_cost.returned_micros);
+    update doorkey.unheld_costs as c set returned_micros = c.returned_micros + v_part
+     where c.transaction_id = v_cost.transaction_id;
+    v_carried := v_carried - v_part * v_cost.markup;
+    v_left := v_left - v_part;
+  end loop;
+  if v_left <> 0 then
+    raise exception 'less was charged to % unseen than is to be returned', p_key_hash;
+  end if;
+  v_back := greatest(ceil(-v_carried), 0);
+  v_receivable := least(v_back, v_account.receivable_micros);
+  v_paid := least(v_back - v_receivable, v_account.debt_micros);
+  v_id := doorkey.post_use(
+    p_user_id, 'adjustment', format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
+    'A receipt came for what was charged without one', p_request_id, null, null,
+    v_back - v_receivable - v_paid, 0, v_paid, v_receivable)
+    from doorkey.key_usage as u where u.key_hash = p_key_hash;
+  if v_back > v_receivable then
+    insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros)
+    values (p_user_id, v_id, v_back - v_receivable, v_back - v_receivable - v_paid);
+  end if;
+  update public.credit_accounts as a set remainder_micros = v_carried + v_back where a.user_id = p_user_id;
+  update doorkey.key_usage as u
+     set unseen_micros = u.unseen_micros - p_cost_micros,
+         unseen_returned_micros = u.unseen_returned_micros + p_cost_micros
+   where u.key_hash = p_key_hash;
+  update public.openrouter_user_keys as k
+     set charged_cost_micros = k.charged_cost_micros - p_cost_micros,
+         -- The late receipt was added to what a replaced key had said; what it said had it already.
+         reported_usage_micros = case when k.retires_at is null and k.status <> 'deleted' then k.reported_usage_micros
+           else least(k.reported_usage_micros, ceil(greatest(u.reported_micros, k.charged_cost_micros - p_cost_micros))) end
+    from doorkey.key_usage as u where k.key_hash = p_key_hash and u.key_hash = k.key_hash;
+end
+$$;
+revoke all on function doorkey.return_unseen(uuid, text, numeric, text) from public, anon, authenticated, service_role;
+
+-- Compares what OpenRouter said of a key with what the ledger has, and charges or gives back the difference. Its figures
+-- are locked by the caller. Says the cost charged, negative where it was given back; null: somebody else has the account
+-- now, and the next round looks again.
+create or replace function doorkey.judge_usage(p_key_hash text, p_request_id text) returns numeric
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_key public.openrouter_user_keys;
+  v_usage doorkey.key_usage;
+  v_difference numeric;
+  v_surplus numeric;
+  v_moved numeric := 0;
+  c_tolerance constant numeric := doorkey.usage_tolerance();
+begin
+  select * into strict v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  if exists (select from doorkey.provisioning as p
+              where p.user_id = v_key.user_id and p.key_hash is distinct from p_key_hash) then
+    perform from doorkey.provisioning as p where p.user_id = v_key.user_id for update skip locked;
+    if not found then
+      return null;
+    end if;
+  end if;
+  perform from public.credit_accounts as a where a.user_id = v_key.user_id for no key update skip locked;
+  if not found then
+    return null;
+  end if;
+  select * into strict v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  select * into strict v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash;
+  v_difference := v_usage.reported_micros - v_key.charged_cost_micros;
+  -- A call that was in flight when U was read need not be in it.
+  v_surplus := least(v_usage.unseen_micros, -v_difference - (
+    select coalesce(sum(h.cost_micros), 0) from doorkey.credit_holds as h
+     where h.key_hash = p_key_hash and h.settled_at > v_usage.read_at
+       and h.closed_at > v_usage.read_at - doorkey.late_receipt_time()));
+  if v_difference > c_tolerance then
+    v_moved := v_difference - doorkey.cost_in_flight(p_key_hash, p.markup)
+      from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = v_key.user_id;
+    if v_moved > c_tolerance then
+      perform doorkey.charge_unseen(v_key.user_id, p_key_hash, v_moved, v_usage.read_at, p_request_id);
+    else
+      v_moved := 0;
+    end if;
+    v_surplus := null;
+  elsif coalesce(v_surplus, 0) <= c_tolerance then
+    v_surplus := null;
+  elsif (case when v_key.status = 'deleted' then now() else v_usage.read_at end)
+        >= v_usage.surplus_since + doorkey.late_receipt_time() then
+    -- It was so at an earlier reading: a receipt came for what had been charged without one.
+    v_moved := -least(v_surplus, v_usage.surplus_micros);
+    perform doorkey.return_unseen(v_key.user_id, p_key_hash, -v_moved, p_request_id);
+    v_surplus := null;
+  end if;
+  update doorkey.key_usage as u
+     set surplus_micros = least(v_surplus, case when v_surplus is not null then u.surplus_micros end),
+         surplus_since = case when v_surplus is not null then coalesce(u.surplus_since, case
+           when v_key.status = 'deleted' then now() else u.read_at end) end,
+         is_open = v_key.status = 'deleted' and (v_surplus is not null or abs(v_difference - v_moved) > c_tolerance),
+         looked_at = now()
+   where u.key_hash = p_key_hash;
+  if v_moved <> 0 then
+    perform doorkey.follow_key(v_key.user_id, p_key_hash);
+  end if;
+  return v_moved;
+end
+$$;
+revoke all on function doorkey.judge_usage(text, text) from public, anon, authenticated, service_role;
+
+-- Where the sync is to go on; no row: the last round began less than so many seconds ago and is done.
+create or replace function doorkey.begin_usage_sync(p_every_seconds integer)
+returns table (round bigint, page_offset integer, anchor text, is_second_look boolean)
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  if p_every_seconds is null or p_every_seconds not between 60 and 86400 then
+    raise sqlstate 'PT422' using message = 'delay_out_of_range', hint = 'A round begins every 60 to 86400 seconds.';
+  end if;
+  update doorkey.usage_sync as s
+     set round = s.round + 1, started_at = now(), finished_at = null, page_offset = 0, anchor = null,
+         is_second_look = false
+   where s.started_at is null or (s.finished_at is not null and s.started_at <= now() - make_interval(secs => p_every_seconds));
+  return query
+    select s.round, s.page_offset, s.anchor, s.is_second_look from doorkey.usage_sync as s where s.finished_at is null;
+end
+$$;
+revoke all on function doorkey.begin_usage_sync(integer) from public, anon, authenticated, service_role;
+grant execute on function doorkey.begin_usage_sync(integer) to service_role;
+
+create or replace function public.begin_usage_sync(every_seconds integer)
+returns table (round bigint, page_offset integer, anchor text, is_second_look boolean)
+language sql set search_path = ''
+as $$ select * from doorkey.begin_usage_sync($1); $$;
+revoke all on function public.begin_usage_sync(integer) from public, anon, authenticated, service_role;
+grant execute on function public.begin_usage_sync(integer) to service_role;
+
+-- Writes down what is odd about a key; said again, only when it was seen last.
+create or replace function doorkey.find_usage(p_key_hashes text[], p_kind text, p_amounts numeric[]) returns void
+language sql security definer set search_path = ''
+as $$
+  insert into doorkey.usage_findings as f (key_hash, kind, amount_micros)
+  select a.hash, p_kind, coalesce(a.amount, 0) from unnest(p_key_hashes, p_amounts) as a (hash, amount) order by a.hash
+  on conflict (key_hash, kind) do update
+     set amount_micros = excluded.amount_micros, last_seen_at = now(), resolved_at = null;
+$$;
+revoke all on function doorkey.find_usage(text[], text, numeric[]) from public, anon, authenticated, service_role;
+
+-- Has the user's keys set once more, unless somebody is at work on them at this moment; 1 or 0.
+create or replace function doorkey.have_rechecked(p_user_id uuid, p_request_id text) returns integer
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  perform from doorkey.provisioning as p where p.user_id = p_user_id and p.state = 'ready' for update skip locked;
+  if not found then
+    return 0;
+  end if;
+  perform doorkey.recheck_key(p_user_id, p_request_id);
+  return 1;
+end
+$$;
+revoke all on function doorkey.have_rechecked(uuid, text) from public, anon, authenticated, service_role;
+
+-- One page of the list of keys, as it was read at p_read_at: each key is counted once a round. Says what came of it, and
+-- where the round is now: the cursor moves on only from where this page was read.
+create or replace function doorkey.record_usage(
+  p_round bigint, p_offset integer, p_next_offset integer, p_anchor text, p_is_second_look boolean,
+  p_key_hashes text[], p_usage_micros numeric[], p_byok_micros numeric[], p_daily_micros numeric[],
+  p_limit_micros bigint[], p_disabled_hashes text[], p_read_at timestamptz, p_request_id text
+) returns table (
+  counted integer, unseen_micros numeric, returned_micros numeric, busy integer, odd integer, limits_healed integer,
+  page_offset integer, anchor text, is_second_look boolean, is_finished boolean)
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_sync doorkey.usage_sync;
+  v_key text;
+  v_moved numeric;
+  v_user_id uuid;
+  v_missing text[];
+  v_users uuid[];
+  c_tolerance constant numeric := doorkey.usage_tolerance();
+  c_most constant numeric := 1000000000000000;
+begin
+  if p_key_hashes is null or cardinality(p_key_hashes) > 1000 or p_round is null or p_offset is null
+     or p_read_at is null or p_read_at > now() + interval '5 minutes'
+     or exists (select from unnest(array[cardinality(p_usage_micros), cardinality(p_byok_micros),
+                  cardinality(p_daily_micros), cardinality(p_limit_micros)]) as n (rows)
+                 where n.rows is distinct from cardinality(p_key_hashes)) then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Record up to 1000 keys, each with its figures.';
+  end if;
+  -- NaN is more than any number.
+  if exists (select from unnest(p_usage_micros || p_byok_micros || p_daily_micros) as a (micros)
+              where a.micros is null or a.micros not between 0 and c_most or min_scale(a.micros) > 30) then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A figure is 0 to 10^15 micro-dollars.';
+  end if;
+  -- One page after the other: pages overlap, and so would their locks.
+  select * into strict v_sync from doorkey.usage_sync for update;
+  unseen_micros := 0; returned_micros := 0; busy := 0; odd := 0; limits_healed := 0;
+
+  -- The readings. U never falls; what it had when it was read last, and what is new, is needed of each.
+  with page as (
+    select * from unnest(p_key_hashes, p_usage_micros, p_byok_micros, p_daily_micros) as a (hash, usage, byok, daily)
+  ), fresh as (
+    select a.hash, a.usage, a.byok, a.daily, coalesce(u.reported_micros, 0) as usage_before,
+           coalesce(u.byok_micros, 0) as byok_before, coalesce(u.read_at, k.created_at) as since,
+           k.status = 'deleted' and k.deleted_at < p_read_at - interval '1 hour' as is_undead
+      from page as a join public.openrouter_user_keys as k on k.key_hash = a.hash
+      left join doorkey.key_usage as u on u.key_hash = a.hash
+     where u.round is distinct from p_round and (u.read_at is null or u.read_at < p_read_at)
+  ), split as (
+    select doorkey.split_usage(f.hash, f.since, p_read_at, f.usage_before, greatest(f.usage, f.usage_before), f.daily,
+                               greatest(f.byok - f.byok_before, 0))
+      from fresh as f where f.usage > f.usage_before or f.byok > f.byok_before
+  ), found as (
+    select doorkey.find_usage(array[f.hash], o.kind, array[o.amount])
+      from fresh as f cross join lateral (values
+        ('went_back', f.usage_before - f.usage, f.usage < f.usage_before - c_tolerance),
+        ('byok', f.byok, f.byok > f.byok_before),
+        ('not_deleted', f.usage, f.is_undead)) as o (kind, amount, is_so)
+     where o.is_so
+    union all
+    select doorkey.find_usage(array[a.hash], 'foreign', array[a.usage]) from page as a
+     where (a.usage > 0 or a.byok > 0)
+       and not exists (select from public.openrouter_user_keys as k where k.key_hash = a.hash)
+  ), taken as (
+    insert into doorkey.key_usage as u (key_hash, reported_micros, byok_micros, read_at, round)
+    select f.hash, f.usage, f.byok, p_read_at, p_round from fresh as f order by f.hash
+    on conflict (key_hash) do update
+       set reported_micros = greatest(u.reported_micros, excluded.reported_micros),
+           byok_micros = greatest(u.byok_micros, excluded.byok_micros), read_at = excluded.read_at,
+           round = excluded.round
+    returning 1
+  )
+  select (select count(*) from taken), (select count(*) from found) + 0 * (select count(*) from split)
+    into counted, odd;
+  -- Something younger than this page was read of these: they were seen nevertheless.
+  update doorkey.key_usage as u set round = p_round where u.key_hash = any (p_key_hashes) and u.round < p_round;
+  update doorkey.usage_findings as f set resolved_at = now()
+   where f.key_hash = any (p_key_hashes) and f.kind = 'missing' and f.resolved_at is null;
+
+  for v_key in
+    select u.key_hash from doorkey.key_usage as u join public.openrouter_user_keys as k on k.key_hash = u.key_hash
+     where u.key_hash = any (p_key_hashes)
+       and (abs(u.reported_micros - k.charged_cost_micros) > c_tolerance or u.surplus_since is not null)
+    union
+    (select u.key_hash from doorkey.key_usage as u
+      where u.is_open and u.looked_at < now() - interval '1 hour' order by u.looked_at limit 100)
+    order by 1
+  loop
+    v_moved := doorkey.judge_usage(v_key, p_request_id);
+    unseen_micros := unseen_micros + greatest(coalesce(v_moved, 0), 0);
+    returned_micros := returned_micros - least(coalesce(v_moved, 0), 0);
+    busy := busy + (v_moved is null)::integer;
+  end loop;
+
+  -- Keys that are not as they were left, and nobody is at work on them.
+  for v_user_id in
+    select distinct k.user_id
+      from unnest(p_key_hashes, p_limit_micros) as a (hash, cap)
+      join public.openrouter_user_keys as k on k.key_hash = a.hash
+      join doorkey.provisioning as p on p.user_id = k.user_id
+     where p.state = 'ready' and k.status <> 'deleted' and k.updated_at < p_read_at - interval '1 minute'
+       and (k.limit_micros is distinct from a.cap or (k.status = 'active') = (a.hash = any (p_disabled_hashes)))
+     order by k.user_id
+  loop
+    limits_healed := limits_healed + doorkey.have_rechecked(v_user_id, p_request_id);
+  end loop;
+
+  update doorkey.usage_sync as s
+     set page_offset = coalesce(p_next_offset, s.page_offset), anchor = p_anchor, is_second_look = p_is_second_look,
+         finished_at = case when p_next_offset is null then now() end
+   where s.round = p_round and s.page_offset = p_offset and s.finished_at is null;
+  if found and p_next_offset is null then
+    -- The round is over: who was not in it?
+    select array_agg(m.key_hash), array_agg(m.user_id) into v_missing, v_users
+      from (select k.key_hash, k.user_id from public.openrouter_user_keys as k
+              left join doorkey.key_usage as u on u.key_hash = k.key_hash
+             where k.status <> 'deleted' and k.created_at < v_sync.started_at and u.round is distinct from p_round
+             order by k.key_hash limit 100) as m;
+    perform doorkey.find_usage(v_missing, 'missing', null);
+    odd := odd + coalesce(cardinality(v_missing), 0);
+    -- OpenRouter is asked for each by name: it may be there, or the user gets another one.
+    perform doorkey.have_rechecked(m.user_id, p_request_id) from unnest(v_users) as m (user_id);
+  end if;
+  select s.page_offset, s.anchor, s.is_second_look, s.finished_at is not null or s.round <> p_round
+    into page_offset, anchor, is_second_look, is_finished from doorkey.usage_sync as s;
+  return next;
+end
+$$;
+revoke all on function doorkey.record_usage(
+  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamptz, text)
+  from public, anon, authenticated, service_role;
+grant execute on function doorkey.record_usage(
+  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamptz, text)
+  to service_role;
+
+create or replace function public.record_usage(
+  round bigint, read_offset integer, next_offset integer, next_anchor text, next_is_second_look boolean,
+  key_hashes text[], usage_micros numeric[], byok_micros numeric[], daily_micros numeric[],
+  limit_micros bigint[], disabled_hashes text[], read_at timestamptz, request_id text
+) returns table (
+  counted integer, unseen_micros numeric, returned_micros numeric, busy integer, odd integer, limits_healed integer,
+  page_offset integer, anchor text, is_second_look boolean, is_finished boolean)
+language sql set search_path = ''
+as $$ select * from doorkey.record_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13); $$;
+revoke all on function public.record_usage(
+  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamptz, text)
+  from public, anon, authenticated, service_role;
+grant execute on function public.record_usage(
+  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamptz, text)
+  to service_role;

@@ -1,0 +1,321 @@
+"""Usage that OpenRouter reports is counted once: what has a receipt by the receipt, the rest as unseen."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from tests.support.credit_doors import Credits
+from tests.support.databases import Database, Row
+from tests.support.doors import Doors, key_hash, refused
+
+WELCOME = 5_000_000
+
+
+@dataclass
+class Sync:
+    """The usage sync as a server uses it, with one page a round."""
+
+    database: Database
+    numbers: dict[str, int] = field(default_factory=lambda: {"round": 0})
+
+    async def read(
+        self,
+        usage: dict[str, object],
+        *,
+        daily: dict[str, object] | None = None,
+        byok: dict[str, object] | None = None,
+        limits: dict[str, int | None] | None = None,
+        at: datetime | None = None,
+    ) -> Row:
+        """A whole round that reads these figures, in micro-dollars."""
+        await self.database.run("update doorkey.usage_sync set started_at = null")
+        (begun,) = await self._rows("select * from public.begin_usage_sync(3600)")
+        return await self.page(begun["round"], usage, daily=daily, byok=byok, limits=limits, at=at)
+
+    async def page(
+        self,
+        number: int,
+        usage: dict[str, object],
+        *,
+        daily: dict[str, object] | None = None,
+        byok: dict[str, object] | None = None,
+        limits: dict[str, int | None] | None = None,
+        at: datetime | None = None,
+        after: int | None = None,
+        read_offset: int = 0,
+    ) -> Row:
+        """One page of this round; `after`: where the next one begins."""
+        keys = list(usage)
+        known = {row["key_hash"]: row for row in await self.database.rows("select * from public.openrouter_user_keys")}
+
+        def column(given: dict[str, object] | None, default: object) -> list[Decimal]:
+            return [Decimal(str((given or {}).get(key, default))) for key in keys]
+
+        (row,) = await self._rows(
+            "select * from public.record_usage(%s, %s, %s, null, false, %s, %s, %s, %s, %s, %s, %s, 'r')",
+            *(number, read_offset, after, keys, column(usage, 0), column(byok, 0)),
+            [Decimal(str((daily or usage)[key])) for key in keys],
+            [(limits or {}).get(key, known[key]["limit_micros"] if key in known else None) for key in keys],
+            [key for key in keys if key in known and known[key]["status"] != "active"],
+            at or datetime.now(UTC),
+        )
+        return row
+
+    async def figures(self, key: str) -> Row:
+        """What is known of the key's usage."""
+        (row,) = await self.database.rows(
+            "select u.*, k.charged_cost_micros - u.unseen_micros as receipts_micros from doorkey.key_usage as u"
+            " join public.openrouter_user_keys as k on k.key_hash = u.key_hash where u.key_hash = %s",
+            (key,),
+        )
+        return row
+
+    async def days(self, key: str) -> dict[str, Decimal]:
+        """What falls on which day."""
+        rows = await self.database.rows("select * from doorkey.key_usage_days where key_hash = %s", (key,))
+        return {row["day"].isoformat(): row["reported_micros"] for row in rows}
+
+    async def findings(self, key: str) -> dict[str, Decimal]:
+        """What is odd about it now."""
+        rows = await self.database.rows(
+            "select * from doorkey.usage_findings where key_hash = %s and resolved_at is null", (key,)
+        )
+        return {row["kind"]: row["amount_micros"] for row in rows}
+
+    async def an_hour_passes(self) -> None:
+        """For holds and for what was read."""
+        await self.database.run(
+            "update doorkey.credit_holds set created_at = created_at - interval '61 minutes',"
+            " expires_at = expires_at - interval '61 minutes', closed_at = closed_at - interval '61 minutes',"
+            " settled_at = settled_at - interval '61 minutes'"
+        )
+        await self.database.run(
+            "update doorkey.key_usage set read_at = read_at - interval '61 minutes',"
+            " surplus_since = surplus_since - interval '61 minutes', looked_at = looked_at - interval '61 minutes'"
+        )
+
+    async def _rows(self, statement: str, *parameters: object) -> list[Row]:
+        async with self.database.acting_as("service_role") as connection:
+            return await (await connection.execute(statement, parameters)).fetchall()
+
+
+@dataclass
+class Play:
+    """One user with a key, whatever is done to their money, and the sync."""
+
+    credits: Credits
+    doors: Doors
+    sync: Sync
+    user_id: uuid.UUID
+    key: str
+
+    @property
+    def database(self) -> Database:
+        return self.sync.database
+
+    async def balance(self) -> int:
+        """What is available."""
+        return int((await self.credits.account(self.user_id))["available_micros"])
+
+    async def call(self, cost: object, amount: int = 1_000) -> None:
+        """A call with a receipt."""
+        hold = await self.credits.reserve(self.user_id, amount)
+        await self.credits.settle(hold["hold_id"], Decimal(str(cost)))
+
+    async def assert_sound(self) -> None:
+        """Every rule of the books."""
+        assert await self.credits.broken_rules() == []
+
+
+@pytest.fixture
+async def play(database: Database) -> Play:
+    """A user on the trial plan, whose key is ready."""
+    doors = Doors(database)
+    user_id = await database.insert_user()
+    claim = await doors.make_ready(user_id)
+    return Play(Credits(database), doors, Sync(database), user_id, key_hash(f"{user_id}-{claim['attempt']}"))
+
+
+async def test_what_has_a_receipt_is_not_charged_again(play: Play) -> None:
+    await play.call("123.456")
+    result = await play.sync.read({play.key: "123.456"})
+    assert (result["counted"], result["unseen_micros"]) == (1, 0)
+    assert await play.balance() == WELCOME - 123
+    await play.assert_sound()
+
+
+async def test_what_has_no_receipt_is_charged_to_the_owner_exactly_and_once(play: Play) -> None:
+    await play.call("100.25")
+    for _ in range(3):
+        await play.sync.read({play.key: "300.5"})
+    figures = await play.sync.figures(play.key)
+    assert (figures["receipts_micros"], figures["unseen_micros"]) == (Decimal("100.25"), Decimal("200.25"))
+    assert await play.balance() == WELCOME - 300
+    transactions = await play.database.rows(
+        "select amount_micros, reason from public.credit_transactions where starts_with(idempotency_key, 'unseen:')"
+    )
+    assert [(row["amount_micros"], row["reason"]) for row in transactions] == [(-200, "Use without a receipt")]
+    assert await play.credits.limit(play.user_id) == WELCOME
+    await play.assert_sound()
+
+
+async def test_a_call_in_flight_is_not_charged_before_its_receipt_had_its_time(play: Play) -> None:
+    hold = await play.credits.reserve(play.user_id, 500)
+    assert (await play.sync.read({play.key: 600}))["unseen_micros"] == 100
+    await play.sync.an_hour_passes()
+    await play.credits.let_expire(hold["hold_id"])
+    await play.credits.expire()
+    # It expired a moment ago: its receipt may still come.
+    assert (await play.sync.read({play.key: 600}))["unseen_micros"] == 0
+    await play.sync.an_hour_passes()
+    assert (await play.sync.read({play.key: 600}))["unseen_micros"] == 500
+    assert await play.balance() == WELCOME - 600
+    await play.assert_sound()
+
+
+async def test_a_receipt_that_comes_late_is_given_back_at_the_second_reading_an_hour_later(play: Play) -> None:
+    hold = await play.credits.reserve(play.user_id, 500)
+    await play.credits.let_expire(hold["hold_id"])
+    await play.credits.expire()
+    await play.sync.an_hour_passes()
+    assert (await play.sync.read({play.key: "400.7"}))["unseen_micros"] == Decimal("400.7")
+    await play.credits.settle(hold["hold_id"], Decimal("400.7"))
+    assert await play.balance() == WELCOME - 801
+    for _ in range(2):
+        assert (await play.sync.read({play.key: "400.7"}))["returned_micros"] == 0
+    await play.sync.an_hour_passes()
+    await play.database.run("update doorkey.key_usage set surplus_since = surplus_since - interval '1 minute'")
+    assert (await play.sync.read({play.key: "400.7"}))["returned_micros"] == Decimal("400.7")
+    figures = await play.sync.figures(play.key)
+    assert (figures["receipts_micros"], figures["unseen_micros"]) == (Decimal("400.7"), 0)
+    assert await play.balance() == WELCOME - 400
+    assert await play.credits.limit(play.user_id) == WELCOME
+    await play.assert_sound()
+    # And the same may happen again: no transaction takes another's name.
+    assert (await play.sync.read({play.key: "801.4"}))["unseen_micros"] == Decimal("400.7")
+    await play.assert_sound()
+
+
+async def test_what_openrouter_is_late_with_is_not_given_back(play: Play) -> None:
+    await play.sync.read({play.key: 300})
+    await play.call(200)
+    await play.sync.read({play.key: 300})
+    await play.sync.an_hour_passes()
+    # Billed by now.
+    await play.sync.read({play.key: 500})
+    await play.sync.an_hour_passes()
+    assert (await play.sync.read({play.key: 500}))["returned_micros"] == 0
+    assert await play.balance() == WELCOME - 500
+
+
+async def test_unseen_use_beyond_all_credits_is_owed(play: Play) -> None:
+    await play.sync.read({play.key: WELCOME + 700})
+    assert await play.credits.balances(play.user_id) == (0, 0, 700)
+    await play.assert_sound()
+
+
+async def test_the_part_before_midnight_falls_on_the_day_before(play: Play) -> None:
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    yesterday, today = (midnight - timedelta(days=1)).date().isoformat(), midnight.date().isoformat()
+    await play.database.run("update public.openrouter_user_keys set created_at = %s", (midnight - timedelta(hours=5),))
+    await play.sync.read({play.key: 100}, daily={play.key: 100}, at=midnight - timedelta(minutes=40))
+    await play.sync.read({play.key: 190}, daily={play.key: 60}, at=midnight + timedelta(minutes=20))
+    assert await play.sync.days(play.key) == {yesterday: 130, today: 60}
+    rows = await play.database.rows("select day, cost_micros from doorkey.unheld_costs order by transaction_id")
+    assert [(row["day"].isoformat(), row["cost_micros"]) for row in rows] == [
+        (yesterday, 100), (yesterday, 30), (today, 60),
+    ]  # fmt: skip
+
+
+async def test_what_is_not_understood_is_named_and_not_charged(play: Play) -> None:
+    stranger = key_hash("somebody else's")
+    await play.sync.read({play.key: 300, stranger: 70, key_hash("unused"): 0}, byok={play.key: 9})
+    assert await play.sync.findings(stranger) == {"foreign": 70}
+    assert await play.sync.findings(key_hash("unused")) == {}
+    assert await play.sync.findings(play.key) == {"byok": 9}
+    result = await play.sync.read({play.key: 250, stranger: 70}, byok={play.key: 9})
+    assert await play.sync.findings(play.key) == {"byok": 9, "went_back": 50}
+    assert (result["unseen_micros"], result["returned_micros"]) == (0, 0)
+    assert (await play.sync.figures(play.key))["reported_micros"] == 300
+    assert await play.balance() == WELCOME - 300
+
+
+async def test_a_key_that_a_whole_round_did_not_meet_is_named_until_it_is_seen(play: Play) -> None:
+    await play.database.run("update public.openrouter_user_keys set created_at = now() - interval '1 day'")
+    await play.sync.read({key_hash("another"): 0})
+    assert await play.sync.findings(play.key) == {"missing": 0}
+    # And OpenRouter is asked for it by name.
+    assert await play.doors.state(play.user_id) == "due"
+    await play.sync.read({play.key: 0})
+    assert await play.sync.findings(play.key) == {}
+
+
+async def test_a_key_is_counted_once_a_round_though_pages_shift(play: Play) -> None:
+    await play.database.run("update doorkey.usage_sync set started_at = null")
+    (begun,) = await play.sync._rows("select * from public.begin_usage_sync(3600)")
+    first = await play.sync.page(begun["round"], {play.key: 10}, after=99)
+    assert (first["counted"], first["page_offset"], first["is_finished"]) == (1, 99, False)
+    again = await play.sync.page(begun["round"], {play.key: 10}, read_offset=99)
+    assert (again["counted"], again["is_finished"]) == (0, True)
+    assert await play.sync._rows("select * from public.begin_usage_sync(3600)") == []
+
+
+async def test_a_slower_sweep_does_not_take_the_round_back(play: Play) -> None:
+    await play.database.run("update doorkey.usage_sync set started_at = null")
+    (begun,) = await play.sync._rows("select * from public.begin_usage_sync(3600)")
+    await play.sync.page(begun["round"], {play.key: 10}, after=99)
+    await play.sync.page(begun["round"], {}, read_offset=99, after=198)
+    slow = await play.sync.page(begun["round"], {play.key: 10}, after=99)
+    assert slow["page_offset"] == 198
+
+
+async def test_a_busy_account_is_left_to_the_next_round(play: Play) -> None:
+    async with play.database.connect(autocommit=False) as other:
+        await other.execute("select doorkey.lock_account(%s)", (play.user_id,))
+        assert (await play.sync.read({play.key: 40}))["busy"] == 1
+    assert (await play.sync.read({play.key: 40}))["unseen_micros"] == 40
+
+
+async def test_a_limit_that_is_not_as_it_was_left_is_set_again(play: Play) -> None:
+    await play.database.run("update public.openrouter_user_keys set updated_at = now() - interval '1 hour'")
+    assert (await play.sync.read({play.key: 0}))["limits_healed"] == 0
+    assert (await play.sync.read({play.key: 0}, limits={play.key: 9_000_000}))["limits_healed"] == 1
+    assert await play.doors.state(play.user_id) == "due"
+    claim = await play.doors.claimed(play.user_id)
+    assert (claim["action"], claim["limit_micros"]) == ("update", WELCOME)
+    # Somebody is at work on it.
+    assert (await play.sync.read({play.key: 0}, limits={play.key: 9_000_000}))["limits_healed"] == 0
+
+
+@pytest.mark.parametrize("cost", [Decimal("NaN"), Decimal(-1), Decimal(10) ** 30])
+async def test_figures_that_are_no_amounts_are_refused(play: Play, cost: Decimal) -> None:
+    with refused("PT422", "amount_out_of_range"):
+        await play.sync.read({play.key: cost})
+    assert await play.balance() == WELCOME
+
+
+async def charge(play: Play, cost: object, key: str = "c1", reason: str = "A cost") -> Row:
+    """A cost outside of a hold."""
+    (row,) = await play.database.rows(
+        "select * from doorkey.charge_cost(%s, %s, %s, 'usage', %s, %s, 'a provider', null, 'r')",
+        (play.user_id, play.key, cost, key, reason),
+    )
+    return row
+
+
+async def test_a_cost_outside_of_holds_is_charged_once_with_markup_remainder_and_debt(play: Play) -> None:
+    await play.database.run("update public.plans set markup = 1.5")
+    first = await charge(play, Decimal("100.5"))
+    assert (first["charged_micros"], first["owed_micros"]) == (150, 0)
+    assert await charge(play, Decimal("100.5")) == first
+    with refused("PT409", "idempotency_conflict"):
+        await charge(play, Decimal("100.6"))
+    assert (await charge(play, Decimal("0.5"), "c2"))["charged_micros"] == 1
+    more = await charge(play, WELCOME, "c3")
+    assert (more["charged_micros"], more["owed_micros"]) == (WELCOME * 3 // 2, WELCOME // 2 + 151)
+    await play.assert_sound()
