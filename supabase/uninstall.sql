@@ -20,7 +20,7 @@ declare
     'claim_my_provisioning', 'finish_my_provisioning', 'finish_my_key_update', 'finish_my_key_deletion',
     'defer_my_provisioning', 'hold_my_provisioning', 'recheck_my_key', 'reveal_my_key', 'request_my_key_rotation',
     'reserve_my_credits', 'settle_my_hold', 'release_my_hold', 'list_my_transactions', 'list_transactions', 'get_account', 'get_usage', 'get_my_usage', 'create_my_profile',
-    'prove_webhook_secret', 'begin_usage_sync', 'record_usage'];
+    'prove_webhook_secret', 'begin_usage_sync', 'record_usage', 'report_drift'];
   c_public_tables constant text[] := array['plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys'];
   c_kept_tables constant text[] := c_public_tables || array[
     'ledger_entries', 'credit_lots', 'credit_holds', 'credit_takings', 'plan_changes', 'audit_log',

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
+from uuid import UUID
 
 from functions.clients.openrouter import KeyUsage
 from functions.clients.supabase import Rpc, Supabase
@@ -21,6 +22,34 @@ RECORD_USAGE = Rpc(
     ),
     "service_role",
 )
+_AMOUNTS = ("ledger_micros", "receipts_micros", "openrouter_micros", "byok_micros", "difference_micros")
+REPORT_DRIFT = Rpc("report_drift", ("day", "after_key", "key_rows"), "service_role")
+
+
+@dataclass(frozen=True)
+class KeyDay:
+    """One key on one UTC day, as ledger, receipts and OpenRouter have it: provider's cost in micro-dollars, exact.
+
+    Attributes:
+        key_hash: which key.
+        user_id: whose.
+        ledger_micros: what was charged to it: receipts, and what was seen without one.
+        receipts_micros: what its settled calls cost.
+        openrouter_micros: what OpenRouter says it spent.
+        byok_micros: what OpenRouter says it spent at providers through keys of the account's own.
+        difference_micros: OpenRouter less ledger.
+        cause: of the difference, or of that between receipts and ledger: in_flight, unseen, byok or unknown; None: all
+            three agree.
+    """
+
+    key_hash: str
+    user_id: UUID
+    ledger_micros: Decimal
+    receipts_micros: Decimal
+    openrouter_micros: Decimal
+    byok_micros: Decimal
+    difference_micros: Decimal
+    cause: str | None
 
 
 @dataclass(frozen=True)
@@ -99,3 +128,17 @@ async def record_usage(
     }
     at = Cursor(row["page_offset"], row["anchor"], row["is_second_look"])
     return RecordedPage(counts, None if row["is_finished"] else SyncCursor(cursor.round, at))
+
+
+async def report_drift(database: Supabase, day: date, *, after_key: str | None, key_rows: int) -> list[KeyDay]:
+    """A page of the keys about which anything is known on this day, by their hashes; 1 to 1000."""
+    rows = await database.call(REPORT_DRIFT, {"day": day.isoformat(), "after_key": after_key, "key_rows": key_rows})
+    return [
+        KeyDay(
+            key_hash=row["key_hash"],
+            user_id=UUID(row["user_id"]),
+            cause=row["cause"],
+            **{name: Decimal(str(row[name])) for name in _AMOUNTS},
+        )
+        for row in rows
+    ]

@@ -35,7 +35,7 @@ begin
            'claim_my_provisioning', 'finish_my_provisioning', 'finish_my_key_update', 'finish_my_key_deletion',
            'defer_my_provisioning', 'hold_my_provisioning', 'recheck_my_key', 'reveal_my_key', 'request_my_key_rotation',
            'reserve_my_credits', 'settle_my_hold', 'release_my_hold', 'list_my_transactions', 'list_transactions', 'get_account', 'get_usage', 'get_my_usage', 'create_my_profile',
-           'prove_webhook_secret', 'begin_usage_sync', 'record_usage'
+           'prove_webhook_secret', 'begin_usage_sync', 'record_usage', 'report_drift'
          ]) as n (name)
    where to_regclass(format('public.%I', n.name)) is not null
       or exists (select from pg_catalog.pg_proc as p

@@ -58,6 +58,9 @@ create table if not exists doorkey.credit_holds (
 create index if not exists credit_holds_expiring on doorkey.credit_holds (expires_at) where state = 'open';
 create index if not exists credit_holds_open_of_key on doorkey.credit_holds (key_hash) where state = 'open';
 create index if not exists credit_holds_key on doorkey.credit_holds (key_hash);
+-- "What expired lately?"
+create index if not exists credit_holds_expired on doorkey.credit_holds (key_hash, closed_at) where state = 'expired';
+create index if not exists credit_holds_settled on doorkey.credit_holds (settled_at, key_hash) where state = 'settled';
 alter table doorkey.credit_holds enable row level security;
 revoke all on table doorkey.credit_holds from public, anon, authenticated, service_role;
 

@@ -44,7 +44,7 @@ create table if not exists doorkey.key_usage (
   surplus_micros numeric check (surplus_micros > 0),
   -- U and R + N differ, and the key was deleted: no reading will have anybody look again.
   is_open boolean not null default false,
-  looked_at timestamptz not null default now(),
+  looked_at timestamptz not null default '-infinity',
   check ((surplus_since is null) = (surplus_micros is null)),
   check (unseen_micros = unseen_charged_micros - unseen_returned_micros)
 );
@@ -93,10 +93,6 @@ create table if not exists doorkey.usage_sync (
 alter table doorkey.usage_sync enable row level security;
 revoke all on table doorkey.usage_sync from public, anon, authenticated, service_role;
 insert into doorkey.usage_sync default values on conflict do nothing;
-
--- "What expired lately?"
-create index if not exists credit_holds_expired on doorkey.credit_holds (key_hash, closed_at) where state = 'expired';
-create index if not exists credit_holds_settled on doorkey.credit_holds (settled_at, key_hash) where state = 'settled';
 
 -- How long after it expired a hold may still be settled, before its call counts as unseen: longer than any call lasts.
 create or replace function doorkey.late_receipt_time() returns interval

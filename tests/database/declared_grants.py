@@ -231,6 +231,8 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.reseal_secrets(text[], text[], text[], text)": ("service_role",),
     "public.begin_usage_sync(integer)": ("service_role",),
     "doorkey.begin_usage_sync(integer)": ("service_role",),
+    "public.report_drift(date, text, integer)": ("service_role",),
+    "doorkey.drift_report(date, text, integer)": ("service_role",),
     "public.record_usage(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[],"
     " text[], timestamp with time zone, text)": ("service_role",),
     "doorkey.record_usage(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[],"
@@ -261,7 +263,9 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.charge_cost(uuid, text, numeric, text, text, text, text, text, text)": (),
     "doorkey.charge_unseen(uuid, text, numeric, timestamp with time zone, text)": (),
     "doorkey.cost_in_flight(text, numeric)": (),
+    "doorkey.cause_of(text, timestamp with time zone, numeric, numeric)": (),
     "doorkey.day_difference(text, date)": (),
+    "doorkey.difference_until(text, timestamp with time zone)": (),
     "doorkey.find_usage(text[], text, numeric[])": (),
     "doorkey.follow_key(uuid, text)": (),
     "doorkey.have_rechecked(uuid, text)": (),

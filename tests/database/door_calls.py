@@ -169,6 +169,8 @@ _CALLS = {
     "renew_periods": Call((0, "door"), "page_out_of_range"),
     "expire_lots": Call((0, "door"), "page_out_of_range"),
     "change_plan": Call((NOBODY, "trial", "now", "door", "door", "door", "door"), "profile_not_found"),
+    "report_drift": Call((None, None, 1), "page_out_of_range"),
+    "drift_report": Call((None, None, 1), "page_out_of_range"),
     "begin_usage_sync": Call((0,), "delay_out_of_range"),
     "record_usage": Call(
         (0, 0, None, None, False, ["door"], [], [], [], [], [], "2026-01-01T00:00:00Z", "door"), "page_out_of_range"

@@ -1,0 +1,311 @@
+"""Plays a month and asks the drift report what became of every micro-dollar.
+
+The surprising thing: nothing here computes what is owed. OpenRouter's side is read from the simulator's own file;
+ours from the report and the ledger.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import sqlite3
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+
+from functions.clients.openrouter import OpenRouter
+from functions.clients.outside import Clients
+from functions.clients.supabase import Supabase
+from functions.credits import store as credit_store
+from functions.credits.holds import expire_holds
+from functions.kit.errors import DoorkeyError
+from functions.metering.store import report_drift
+from functions.metering.sync import sync_usage
+from functions.provisioning import store as provisioning_store
+from functions.provisioning.steps import Provisioner
+from infra.local.openrouter.app import create_app
+from infra.local.openrouter.config import Config
+from tests.month.clock import START, MovedClock
+from tests.month.direct import Doors
+from tests.month.plan import DAYS, Call, Fate, make_calls, make_moments
+from tests.support.credit_doors import Credits
+from tests.support.databases import Database
+from tests.support.environment import settings
+
+TTL_SECONDS = 600
+SWEEP_EVERY = timedelta(hours=1)
+MAX_REDRIVES = 20
+DUE_ROWS = 500
+PAGE_ROWS = 1_000
+MANAGEMENT_KEY = "sk-or-v1-of-the-simulated-month"
+ADDRESS = "http://openrouter.local/api/v1"
+
+
+class Wire(httpx.ASGITransport):
+    """The way to the simulator; remembers the secret of each key that is made, as its user would."""
+
+    secrets: dict[str, str]
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(request)
+        if request.method == "POST" and request.url.path.endswith("/keys"):
+            made = json.loads(await answer.aread())
+            self.secrets[made["data"]["hash"]] = made["key"]
+        return answer
+
+
+@dataclass
+class Month:
+    """A month that is being played."""
+
+    database: Database
+    doors: Doors
+    clock: MovedClock
+    http: httpx.AsyncClient
+    secrets: dict[str, str]
+    provisioner: Provisioner
+    users: list[uuid.UUID] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    # Receipts on their way: when, in which order, which hold, what it cost.
+    receipts: list[tuple[datetime, int, uuid.UUID, Decimal]] = field(default_factory=list)
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    @property
+    def supabase(self) -> Supabase:
+        """The doors where a project's Data API would be."""
+        return cast(Supabase, self.doors)
+
+    async def sweep(self) -> None:
+        """What the schedule does, without its waiting."""
+        await provisioning_store.start_sweep(self.supabase, users=5_000)
+        await expire_holds(self.supabase, request_id="month", is_time_left=lambda: True)
+        self.counts.update(
+            await sync_usage(
+                self.provisioner.openrouter,
+                self.supabase,
+                request_id="month",
+                is_time_left=lambda: True,
+                clock=self.clock.seconds,
+            )
+        )
+        for _ in range(MAX_REDRIVES):
+            due = await provisioning_store.list_due(self.supabase, due_rows=DUE_ROWS)
+            if not due:
+                break
+            for user_id in due:
+                await self.provisioner.provision(user_id, request_id="month")
+            await self.clock.move_to(self.clock.now + timedelta(seconds=1))
+
+    async def call(self, call: Call) -> None:
+        """One call, up to where its fate leaves it."""
+        user_id = self.users[call.user]
+        if call.fate is Fate.DIRECT:
+            hashes = await self.database_value(user_id)
+            answered = await self.chat(call, hashes)
+            self.counts["direct" if answered is not None else "refused"] += 1
+            return
+        try:
+            hold = await credit_store.reserve(
+                self.supabase,
+                user_id,
+                amount_micros=call.amount_micros,
+                ttl_seconds=TTL_SECONDS,
+                idempotency_key=f"month {next(self._numbers)}",
+                key_hash=None,
+                request_id="month",
+            )
+        except DoorkeyError as refusal:
+            self.counts[f"not_reserved_{refusal.code}"] += 1
+            return
+        cost = None if call.fate is Fate.NOT_MADE else await self.chat(call, hold.key_hash)
+        if cost is None:
+            await credit_store.release(self.supabase, hold.hold_id, request_id="month")
+            self.counts["not_made" if call.fate is Fate.NOT_MADE else "refused"] += 1
+            return
+        self.counts[call.fate] += 1
+        if call.fate in (Fate.ANSWERED, Fate.LATE_RECEIPT):
+            heapq.heappush(self.receipts, (call.at + call.takes, next(self._numbers), hold.hold_id, cost))
+
+    async def chat(self, call: Call, key_hash: str | None) -> Decimal | None:
+        """Asks the simulator; what it cost in micro-dollars, None: it was refused and cost nothing."""
+        if key_hash is None:
+            return None
+        answer = await self.http.post(
+            f"{ADDRESS}/chat/completions",
+            json={
+                "model": call.model,
+                "messages": [{"role": "user", "content": "word " * call.words}],
+                "max_tokens": call.max_tokens,
+                "stream": call.fate is Fate.ABORTED_STREAM,
+            },
+            headers={"Authorization": f"Bearer {self.secrets[key_hash]}"},
+        )
+        if answer.status_code != 200:
+            return None
+        if call.fate is Fate.ABORTED_STREAM:
+            return Decimal(0)
+        return Decimal(str(json.loads(answer.content, parse_float=Decimal)["usage"]["cost"])).scaleb(6)
+
+    async def settle_until(self, moment: datetime) -> None:
+        """The receipts that arrive until then, each at its time."""
+        while self.receipts and self.receipts[0][0] <= moment:
+            at, _, hold_id, cost = heapq.heappop(self.receipts)
+            await self.clock.move_to(at)
+            await credit_store.settle(
+                self.supabase,
+                hold_id,
+                cost_micros=cost,
+                provider="month",
+                model="month",
+                generation_id=None,
+                request_id="month",
+            )
+            self.counts["settled"] += 1
+
+    async def database_value(self, user_id: uuid.UUID) -> str | None:
+        """The hash of the key that the user has in use."""
+        rows = await self.clock.rows("select key_hash from doorkey.provisioning where user_id = %s", user_id)
+        return cast("str | None", rows[0][0])
+
+    async def rotate(self, user: int, grace_seconds: int) -> None:
+        """The user wants another key."""
+        await self.clock.rows("select doorkey.request_key_rotation(%s, %s, 'month')", self.users[user], grace_seconds)
+        self.counts["rotations"] += 1
+
+    async def renew(self, user: int) -> None:
+        """A period of theirs begins."""
+        await self.clock.rows(
+            "select doorkey.grant_credits(%s, 'renewal', 2000000, %s, 'A new period', 'month', null, 'month')",
+            *(self.users[user], f"month {next(self._numbers)}"),
+        )
+        self.counts["renewals"] += 1
+
+
+async def play(
+    database: Database, folder: Path, *, users: int, calls: int, seed: int, show: Callable[[int], None]
+) -> dict[str, Any]:
+    """Plays it; what came of it."""
+    clock = MovedClock(database)
+    app_state = folder / "openrouter.sqlite"
+    app = create_app(
+        Config(management_key=MANAGEMENT_KEY, state_file=app_state, credits_usd=Decimal(10**9), clock=clock.moment)
+    )
+    wire = Wire(app=app)
+    wire.secrets = {}
+    found = settings(OPENROUTER_BASE_URL=ADDRESS, OPENROUTER_MANAGEMENT_KEY=MANAGEMENT_KEY)
+    async with clock.installed(), Doors(database).opened() as doors, httpx.AsyncClient(transport=wire) as http:
+        clients = Clients(http=http, supabase=cast(Supabase, doors), openrouter=OpenRouter(http, found))
+        month = Month(database, doors, clock, http, wire.secrets, Provisioner.build(found, clients))
+        await database.run("update doorkey.settings set max_keys_per_hour = null")
+        month.users = [await database.insert_user() for _ in range(users)]
+        await _go(month, users=users, calls=calls, seed=seed, show=show)
+        return await _verdict(month, app_state)
+
+
+async def _go(month: Month, *, users: int, calls: int, seed: int, show: Callable[[int], None]) -> None:
+    await month.sweep()
+    begin = month.clock.now + timedelta(hours=1)
+    rotations = make_moments(seed + 1, max(1, users // 4), users, begin)
+    renewals = make_moments(seed + 2, users, users, begin)
+    next_sweep = begin
+    for done, call in enumerate(make_calls(seed, users, calls, begin)):
+        while next_sweep <= call.at:
+            await month.settle_until(next_sweep)
+            await month.clock.move_to(next_sweep)
+            while rotations and rotations[0][0] <= next_sweep:
+                at, user = rotations.pop(0)
+                await month.rotate(user, 3_600 if at.second % 2 else 0)
+            while renewals and renewals[0][0] <= next_sweep:
+                await month.renew(renewals.pop(0)[1])
+            await month.sweep()
+            next_sweep += SWEEP_EVERY
+        await month.settle_until(call.at)
+        await month.clock.move_to(call.at)
+        await month.call(call)
+        show(done + 1)
+    # All is quiet: what is late comes, and is looked at twice.
+    for _ in range(30):
+        await month.settle_until(next_sweep)
+        await month.clock.move_to(next_sweep)
+        await month.sweep()
+        next_sweep += SWEEP_EVERY
+
+
+async def _verdict(month: Month, app_state: Path) -> dict[str, Any]:
+    by_day = {}
+    day = START.date()
+    causes: Counter[str] = Counter()
+    ledger = openrouter = Decimal(0)
+    simulated = _simulated(app_state)
+    unknown: list[str] = []
+    while day <= month.clock.now.date():
+        rows = await _report(month, day)
+        causes.update(row.cause or "agrees" for row in rows)
+        unknown += [f"{day} {row.key_hash} {row.difference_micros}" for row in rows if row.cause == "unknown"]
+        day_ledger = sum((row.ledger_micros for row in rows), Decimal(0))
+        day_openrouter = sum((row.openrouter_micros for row in rows), Decimal(0))
+        ledger, openrouter = ledger + day_ledger, openrouter + day_openrouter
+        by_day[day.isoformat()] = {
+            "keys": len(rows),
+            "ledger_micros": str(day_ledger),
+            "receipts_micros": str(sum((row.receipts_micros for row in rows), Decimal(0))),
+            "openrouter_micros": str(day_openrouter),
+            "byok_micros": str(sum((row.byok_micros for row in rows), Decimal(0))),
+            "difference_micros": str(day_openrouter - day_ledger),
+            "simulator_micros": str(simulated.get(day, Decimal(0))),
+        }
+        day += timedelta(days=1)
+    charged = (await month.clock.rows("select sum(charged_cost_micros) from public.openrouter_user_keys"))[0][0]
+    broken = await Credits(month.database).broken_rules()
+    return {
+        "users": len(month.users),
+        "days": DAYS,
+        "counts": dict(sorted(month.counts.items())),
+        "causes": dict(sorted(causes.items())),
+        "unknown": unknown[:20],
+        "ledger_micros": str(ledger),
+        "charged_to_keys_micros": str(charged),
+        "openrouter_micros": str(openrouter),
+        "simulator_micros": str(sum(simulated.values(), Decimal(0))),
+        "broken_rules": [f"{row['user_id']} {row['rule']}" for row in broken[:20]],
+        "by_day": by_day,
+    }
+
+
+async def _report(month: Month, day: date) -> list[Any]:
+    rows: list[Any] = []
+    while True:
+        page = await report_drift(
+            month.supabase, day, after_key=rows[-1].key_hash if rows else None, key_rows=PAGE_ROWS
+        )
+        rows += page
+        if len(page) < PAGE_ROWS:
+            return rows
+
+
+def _simulated(app_state: Path) -> dict[date, Decimal]:
+    """What the simulator billed each day, by its own file."""
+    with sqlite3.connect(app_state) as connection:
+        found = connection.execute("select day, sum(nanos) from usage_days group by day").fetchall()
+    return {date.fromisoformat(day): Decimal(nanos).scaleb(-3) for day, nanos in found}
+
+
+def faults(report: dict[str, Any]) -> list[str]:
+    """What is wrong with a month; none: every micro-dollar is placed."""
+    found = [f"unknown: {line}" for line in report["unknown"]]
+    found += [f"a rule is broken: {line}" for line in report["broken_rules"]]
+    amounts = {name: Decimal(report[name]) for name in ("ledger_micros", "charged_to_keys_micros", "openrouter_micros")}
+    found += [
+        f"{name} is {amount}, and the simulator has billed {report['simulator_micros']}"
+        for name, amount in amounts.items()
+        if amount != Decimal(report["simulator_micros"])
+    ]
+    return found
