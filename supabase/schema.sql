@@ -436,6 +436,9 @@ alter table "doorkey"."credit_holds"
 alter table "doorkey"."credit_holds"
   add constraint "settled_with_its_call" check (((state = 'settled'::doorkey.hold_state) OR ((provider IS NULL) AND (model IS NULL) AND (generation_id IS NULL))));
 
+create index credit_holds_expired on doorkey.credit_holds using btree (key_hash, closed_at)
+  where (state = 'expired'::doorkey.hold_state);
+
 create index credit_holds_expiring on doorkey.credit_holds using btree (expires_at)
   where (state = 'open'::doorkey.hold_state);
 
@@ -443,6 +446,9 @@ create index credit_holds_key on doorkey.credit_holds using btree (key_hash);
 
 create index credit_holds_open_of_key on doorkey.credit_holds using btree (key_hash)
   where (state = 'open'::doorkey.hold_state);
+
+create index credit_holds_settled on doorkey.credit_holds using btree (settled_at, key_hash)
+  where (state = 'settled'::doorkey.hold_state);
 
 -- doorkey.credit_lots
 
@@ -535,6 +541,57 @@ alter table "doorkey"."key_requests"
   enable row level security;
 
 create index key_requests_time on doorkey.key_requests using btree (requested_at);
+
+-- doorkey.key_usage
+
+create table "doorkey"."key_usage" (
+  "key_hash"               text                     not null,
+  "reported_micros"        numeric                  not null default 0,
+  "byok_micros"            numeric                  not null default 0,
+  "read_at"                timestamp with time zone,
+  "round"                  bigint,
+  "unseen_micros"          numeric                  not null default 0,
+  "unseen_charged_micros"  numeric                  not null default 0,
+  "unseen_returned_micros" numeric                  not null default 0,
+  "surplus_since"          timestamp with time zone,
+  "surplus_micros"         numeric,
+  "is_open"                boolean                  not null default false,
+  "looked_at"              timestamp with time zone not null default '-infinity'::timestamp with time zone,
+  constraint "key_usage_byok_micros_check" check ((byok_micros >= (0)::numeric)),
+  constraint "key_usage_check1" check ((unseen_micros = (unseen_charged_micros - unseen_returned_micros))),
+  constraint "key_usage_check" check (((surplus_since IS NULL) = (surplus_micros IS NULL))),
+  constraint "key_usage_pkey" primary key (key_hash),
+  constraint "key_usage_reported_micros_check" check ((reported_micros >= (0)::numeric)),
+  constraint "key_usage_surplus_micros_check" check ((surplus_micros > (0)::numeric)),
+  constraint "key_usage_unseen_charged_micros_check" check ((unseen_charged_micros >= (0)::numeric)),
+  constraint "key_usage_unseen_micros_check" check ((unseen_micros >= (0)::numeric)),
+  constraint "key_usage_unseen_returned_micros_check" check ((unseen_returned_micros >= (0)::numeric)),
+  constraint "key_usage_key_hash_fkey" foreign key (key_hash) references public.openrouter_user_keys(key_hash)
+);
+
+alter table "doorkey"."key_usage"
+  enable row level security;
+
+create index key_usage_open on doorkey.key_usage using btree (looked_at)
+  where is_open;
+
+-- doorkey.key_usage_days
+
+create table "doorkey"."key_usage_days" (
+  "key_hash"        text    not null,
+  "day"             date    not null,
+  "reported_micros" numeric not null default 0,
+  "byok_micros"     numeric not null default 0,
+  constraint "key_usage_days_byok_micros_check" check ((byok_micros >= (0)::numeric)),
+  constraint "key_usage_days_pkey" primary key (key_hash, day),
+  constraint "key_usage_days_reported_micros_check" check ((reported_micros >= (0)::numeric)),
+  constraint "key_usage_days_key_hash_fkey" foreign key (key_hash) references public.openrouter_user_keys(key_hash)
+);
+
+alter table "doorkey"."key_usage_days"
+  enable row level security;
+
+create index key_usage_days_day on doorkey.key_usage_days using btree (day, key_hash);
 
 -- doorkey.known_people
 
@@ -795,6 +852,69 @@ create index signup_ranges_created on doorkey.signup_ranges using btree (created
 
 create index signup_ranges_range on doorkey.signup_ranges using btree (range_hash, created_at);
 
+-- doorkey.unheld_costs
+
+create table "doorkey"."unheld_costs" (
+  "transaction_id"  bigint                   not null,
+  "key_hash"        text                     not null,
+  "day"             date                     not null,
+  "cost_micros"     numeric                  not null,
+  "markup"          numeric                  not null,
+  "charged_micros"  bigint                   not null,
+  "owed_micros"     bigint                   not null,
+  "returned_micros" numeric                  not null default 0,
+  "created_at"      timestamp with time zone not null default now(),
+  constraint "unheld_costs_charged_micros_check" check ((charged_micros >= 0)),
+  constraint "unheld_costs_check1" check (((returned_micros >= (0)::numeric) AND (returned_micros <= cost_micros))),
+  constraint "unheld_costs_check" check (((owed_micros >= 0) AND (owed_micros <= charged_micros))),
+  constraint "unheld_costs_cost_micros_check" check (((cost_micros >= (0)::numeric) AND (cost_micros <= ('1000000000000'::bigint)::numeric))),
+  constraint "unheld_costs_markup_check" check ((markup >= (0)::numeric)),
+  constraint "unheld_costs_pkey" primary key (transaction_id),
+  constraint "unheld_costs_transaction_id_fkey" foreign key (transaction_id) references public.credit_transactions(id),
+  constraint "unheld_costs_key_hash_fkey" foreign key (key_hash) references public.openrouter_user_keys(key_hash)
+);
+
+alter table "doorkey"."unheld_costs"
+  enable row level security;
+
+create index unheld_costs_day on doorkey.unheld_costs using btree (day, key_hash);
+
+create index unheld_costs_key on doorkey.unheld_costs using btree (key_hash, day);
+
+-- doorkey.usage_findings
+
+create table "doorkey"."usage_findings" (
+  "key_hash"      text                     not null,
+  "kind"          text                     not null,
+  "amount_micros" numeric                  not null default 0,
+  "first_seen_at" timestamp with time zone not null default now(),
+  "last_seen_at"  timestamp with time zone not null default now(),
+  "resolved_at"   timestamp with time zone,
+  constraint "usage_findings_kind_check" check ((kind = ANY (ARRAY['went_back'::text, 'missing'::text, 'foreign'::text, 'byok'::text, 'not_deleted'::text]))),
+  constraint "usage_findings_pkey" primary key (key_hash, kind)
+);
+
+alter table "doorkey"."usage_findings"
+  enable row level security;
+
+-- doorkey.usage_sync
+
+create table "doorkey"."usage_sync" (
+  "only_row"       boolean                  not null default true,
+  "round"          bigint                   not null default 0,
+  "started_at"     timestamp with time zone,
+  "finished_at"    timestamp with time zone,
+  "page_offset"    integer                  not null default 0,
+  "anchor"         text,
+  "is_second_look" boolean                  not null default false,
+  constraint "usage_sync_only_row_check" check (only_row),
+  constraint "usage_sync_page_offset_check" check ((page_offset >= 0)),
+  constraint "usage_sync_pkey" primary key (only_row)
+);
+
+alter table "doorkey"."usage_sync"
+  enable row level security;
+
 -- doorkey.used_proofs
 
 create table "doorkey"."used_proofs" (
@@ -922,6 +1042,25 @@ create or replace function public.backfill_users (
 revoke all on function "public"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) from public;
 
 grant execute on function "public"."backfill_users"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer, integer, text) to "service_role";
+
+-- public.begin_usage_sync
+
+create or replace function public.begin_usage_sync (
+  every_seconds integer
+)
+  returns table (
+    round          bigint,
+    page_offset    integer,
+    anchor         text,
+    is_second_look boolean
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.begin_usage_sync($1); $function$;
+
+revoke all on function "public"."begin_usage_sync"(integer) from public;
+
+grant execute on function "public"."begin_usage_sync"(integer) to "service_role";
 
 -- public.change_plan
 
@@ -1145,7 +1284,7 @@ create or replace function public.finish_key_update (
   key_hash     text,
   limit_micros bigint,
   is_enabled   boolean,
-  usage_micros bigint,
+  usage_micros numeric,
   request_id   text
 )
   returns text
@@ -1153,9 +1292,9 @@ create or replace function public.finish_key_update (
   set search_path to ''
   AS $function$ select doorkey.finish_key_update($1, $2, $3, $4, $5, $6, $7); $function$;
 
-revoke all on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) from public;
+revoke all on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, numeric, text) from public;
 
-grant execute on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) to "service_role";
+grant execute on function "public"."finish_key_update"(uuid, integer, text, bigint, boolean, numeric, text) to "service_role";
 
 -- public.finish_my_key_deletion
 
@@ -1183,7 +1322,7 @@ create or replace function public.finish_my_key_update (
   key_hash         text,
   limit_micros     bigint,
   is_enabled       boolean,
-  usage_micros     bigint,
+  usage_micros     numeric,
   request_id       text,
   proof_id         text,
   proof_expires_at bigint,
@@ -1194,9 +1333,9 @@ create or replace function public.finish_my_key_update (
   set search_path to ''
   AS $function$ select doorkey.finish_my_key_update($1, $2, $3, $4, $5, $6, $7, $8, $9); $function$;
 
-revoke all on function "public"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) from public;
+revoke all on function "public"."finish_my_key_update"(integer, text, bigint, boolean, numeric, text, text, bigint, text) from public;
 
-grant execute on function "public"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) to "authenticated";
+grant execute on function "public"."finish_my_key_update"(integer, text, bigint, boolean, numeric, text, text, bigint, text) to "authenticated";
 
 -- public.finish_my_provisioning
 
@@ -1649,6 +1788,47 @@ revoke all on function "public"."recheck_my_key"(text, text, bigint, text) from 
 
 grant execute on function "public"."recheck_my_key"(text, text, bigint, text) to "authenticated";
 
+-- public.record_usage
+
+create or replace function public.record_usage (
+  round               bigint,
+  read_offset         integer,
+  next_offset         integer,
+  next_anchor         text,
+  next_is_second_look boolean,
+  key_hashes          text[],
+  usage_micros        numeric[],
+  byok_micros         numeric[],
+  daily_micros        numeric[],
+  limit_micros        bigint[],
+  disabled_hashes     text[],
+  read_at             timestamp with time zone,
+  request_id          text
+)
+  returns table (
+    counted         integer,
+    unseen_micros   numeric,
+    returned_micros numeric,
+    busy            integer,
+    odd             integer,
+    limits_healed   integer,
+    page_offset     integer,
+    anchor          text,
+    is_second_look  boolean,
+    is_finished     boolean
+  )
+  language sql
+  set search_path to ''
+  AS $function$ select * from doorkey.record_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13); $function$;
+
+revoke all
+  on function "public"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamp with time zone, text)
+  from public;
+
+grant execute
+  on function "public"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamp with time zone, text)
+  to "service_role";
+
 -- public.redrive_provisioning
 
 create or replace function public.redrive_provisioning (
@@ -1729,6 +1909,32 @@ create or replace function public.renew_periods (
 revoke all on function "public"."renew_periods"(integer, text) from public;
 
 grant execute on function "public"."renew_periods"(integer, text) to "service_role";
+
+-- public.report_drift
+
+create or replace function public.report_drift (
+  day       date,
+  after_key text,
+  key_rows  integer
+)
+  returns table (
+    key_hash          text,
+    user_id           uuid,
+    ledger_micros     numeric,
+    receipts_micros   numeric,
+    openrouter_micros numeric,
+    byok_micros       numeric,
+    difference_micros numeric,
+    cause             text
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.drift_report($1, $2, $3); $function$;
+
+revoke all on function "public"."report_drift"(date, text, integer) from public;
+
+grant execute on function "public"."report_drift"(date, text, integer) to "service_role";
 
 -- public.report_signups
 
@@ -2414,6 +2620,38 @@ $function$;
 
 revoke all on function "doorkey"."begin_periods"(uuid[], text, text) from public;
 
+-- doorkey.begin_usage_sync
+
+create or replace function doorkey.begin_usage_sync (
+  p_every_seconds integer
+)
+  returns table (
+    round          bigint,
+    page_offset    integer,
+    anchor         text,
+    is_second_look boolean
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_every_seconds is null or p_every_seconds not between 60 and 86400 then
+    raise sqlstate 'PT422' using message = 'delay_out_of_range', hint = 'A round begins every 60 to 86400 seconds.';
+  end if;
+  update doorkey.usage_sync as s
+     set round = s.round + 1, started_at = now(), finished_at = null, page_offset = 0, anchor = null,
+         is_second_look = false
+   where s.started_at is null or (s.finished_at is not null and s.started_at <= now() - make_interval(secs => p_every_seconds));
+  return query
+    select s.round, s.page_offset, s.anchor, s.is_second_look from doorkey.usage_sync as s where s.finished_at is null;
+end
+$function$;
+
+revoke all on function "doorkey"."begin_usage_sync"(integer) from public;
+
+grant execute on function "doorkey"."begin_usage_sync"(integer) to "service_role";
+
 -- doorkey.braked_until
 
 create or replace function doorkey.braked_until()
@@ -2442,6 +2680,53 @@ end
 $function$;
 
 revoke all on function "doorkey"."braked_until"() from public;
+
+-- doorkey.cause_of
+
+create or replace function doorkey.cause_of (
+  p_key_hash   text,
+  p_until      timestamp with time zone,
+  p_difference numeric,
+  p_markup     numeric
+)
+  returns text
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_until constant timestamptz := least(p_until, now());
+  v_usage doorkey.key_usage;
+  v_allowed numeric;
+begin
+  if abs(p_difference) <= doorkey.usage_tolerance() then
+    return null;
+  end if;
+  select * into v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash;
+  if p_difference > 0 then
+    select sum(coalesce(h.cost_micros, h.amount_micros / p_markup)) into v_allowed
+      from doorkey.credit_holds as h
+     where h.key_hash = p_key_hash and h.created_at < v_until
+       and (h.settled_at >= v_until or h.state = 'open'
+            or (h.state <> 'released' and h.settled_at is null
+                and h.closed_at > v_until - doorkey.late_receipt_time()));
+    return case when p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'
+                -- Read, and not charged yet: the account was busy.
+                when v_usage.looked_at < v_usage.read_at then 'unseen'
+                else 'unknown' end;
+  end if;
+  select coalesce(sum(h.cost_micros), 0) into v_allowed
+    from doorkey.credit_holds as h
+   where h.key_hash = p_key_hash and h.settled_at < v_until
+     and h.settled_at > least(v_until, v_usage.read_at) - doorkey.late_receipt_time();
+  return case when -p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'
+              when -p_difference <= v_allowed + v_usage.unseen_micros + doorkey.usage_tolerance() then 'unseen'
+              else 'unknown' end;
+end
+$function$;
+
+revoke all on function "doorkey"."cause_of"(text, timestamp with time zone, numeric, numeric) from public;
 
 -- doorkey.change_plan
 
@@ -2539,6 +2824,127 @@ $function$;
 revoke all on function "doorkey"."change_plan"(uuid, text, text, text, text, text, text) from public;
 
 grant execute on function "doorkey"."change_plan"(uuid, text, text, text, text, text, text) to "service_role";
+
+-- doorkey.charge_cost
+
+create or replace function doorkey.charge_cost (
+  p_user_id         uuid,
+  p_key_hash        text,
+  p_cost_micros     numeric,
+  p_type            text,
+  p_idempotency_key text,
+  p_reason          text,
+  p_provider        text,
+  p_model           text,
+  p_request_id      text
+)
+  returns table (
+    charged_micros bigint,
+    owed_micros    bigint
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_known record;
+begin
+  perform doorkey.check_cost(p_cost_micros);
+  if p_idempotency_key is null or length(p_idempotency_key) not between 1 and 200 then
+    raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
+  end if;
+  if not exists (select from public.openrouter_user_keys as k where k.key_hash = p_key_hash and k.user_id = p_user_id) then
+    raise sqlstate 'PT404' using message = 'no_key', hint = 'This user never had such a key.';
+  end if;
+  perform from doorkey.provisioning as p
+    where p.user_id = p_user_id and p.key_hash is distinct from p_key_hash for update;
+  insert into doorkey.key_usage (key_hash) values (p_key_hash) on conflict do nothing;
+  perform from doorkey.key_usage as u where u.key_hash = p_key_hash for update;
+  perform doorkey.lock_account(p_user_id);
+  select c.key_hash, c.cost_micros, t.reason, t.provider, t.model, c.charged_micros, c.owed_micros into v_known
+    from public.credit_transactions as t left join doorkey.unheld_costs as c on c.transaction_id = t.id
+   where t.type = p_type and t.idempotency_key = p_idempotency_key;
+  if found then
+    if (v_known.key_hash, v_known.cost_micros, v_known.reason, v_known.provider, v_known.model)
+       is distinct from (p_key_hash, p_cost_micros, p_reason, p_provider, p_model) then
+      raise sqlstate 'PT409' using message = 'idempotency_conflict',
+        hint = 'This key was used for another content. Use a new key for a new charge.';
+    end if;
+    return query select v_known.charged_micros, v_known.owed_micros;
+    return;
+  end if;
+  return query
+    select c.charged_micros, c.owed_micros
+      from doorkey.post_unheld_cost(
+        p_user_id, p_key_hash, (now() at time zone 'utc')::date, p_cost_micros, p_type, p_idempotency_key, p_reason,
+        p_provider, p_model, p_request_id) as c;
+  perform doorkey.follow_key(p_user_id, p_key_hash);
+end
+$function$;
+
+revoke all on function "doorkey"."charge_cost"(uuid, text, numeric, text, text, text, text, text, text) from public;
+
+-- doorkey.charge_unseen
+
+create or replace function doorkey.charge_unseen (
+  p_user_id     uuid,
+  p_key_hash    text,
+  p_cost_micros numeric,
+  p_read_at     timestamp with time zone,
+  p_request_id  text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_left numeric := p_cost_micros;
+  v_gap record;
+  v_last constant date := (p_read_at at time zone 'utc')::date;
+begin
+  for v_gap in
+    select g.day, case when g.day = v_last then null else doorkey.day_difference(p_key_hash, g.day) end as micros
+      from (select v_last - n.days as day from generate_series(0, 7) as n (days)) as g order by g.day
+  loop
+    continue when v_gap.micros <= 0;
+    -- What no earlier day has a gap for is of the day of the reading.
+    v_gap.micros := least(v_left, coalesce(v_gap.micros, v_left));
+    if v_gap.micros > 0 then
+      -- Named by all that was ever charged to this key unseen: said again, it would be the same.
+      perform doorkey.post_unheld_cost(
+        p_user_id, p_key_hash, v_gap.day, v_gap.micros, 'usage',
+        format('unseen:%s:%s', p_key_hash, trim_scale(u.unseen_charged_micros)), 'Use without a receipt', null, null,
+        p_request_id)
+        from doorkey.key_usage as u where u.key_hash = p_key_hash;
+      v_left := v_left - v_gap.micros;
+    end if;
+  end loop;
+end
+$function$;
+
+revoke all on function "doorkey"."charge_unseen"(uuid, text, numeric, timestamp with time zone, text) from public;
+
+-- doorkey.check_cost
+
+create or replace function doorkey.check_cost (
+  p_cost_micros numeric
+)
+  returns void
+  language plpgsql
+  immutable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range',
+      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
+  end if;
+end
+$function$;
+
+revoke all on function "doorkey"."check_cost"(numeric) from public;
 
 -- doorkey.check_deferred_constraints
 
@@ -2912,13 +3318,14 @@ begin
   if p_hold.held_micros > 0 then
     select least(p_hold.held_micros, a.debt_micros) into strict v_paid
       from public.credit_accounts as a where a.user_id = p_hold.user_id;
-    perform doorkey.post_about_hold(
-      p_hold, 'release', case p_state when 'expired' then 'Hold expired' else 'Hold released' end, p_request_id,
+    perform doorkey.post_use(
+      p_hold.user_id, 'release', 'hold:' || p_hold.id,
+      case p_state when 'expired' then 'Hold expired' else 'Hold released' end, p_request_id,
       null, null, p_hold.held_micros - v_paid, -p_hold.held_micros, v_paid, 0);
     perform doorkey.spend_lots(p_hold.user_id, v_paid);
   end if;
   update doorkey.credit_holds as h set state = p_state, held_micros = 0, closed_at = now() where h.id = p_hold.id;
-  perform doorkey.follow_hold(p_hold);
+  perform doorkey.follow_key(p_hold.user_id, p_hold.key_hash);
 end
 $function$;
 
@@ -2942,6 +3349,26 @@ $function$;
 revoke all on function "doorkey"."connection"() from public;
 
 grant execute on function "doorkey"."connection"() to "service_role";
+
+-- doorkey.cost_in_flight
+
+create or replace function doorkey.cost_in_flight (
+  p_key_hash text,
+  p_markup   numeric
+)
+  returns numeric
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select coalesce(sum(h.amount_micros), 0) / p_markup
+    from doorkey.credit_holds as h
+   where h.key_hash = p_key_hash
+     and (h.state = 'open' or (h.state = 'expired' and h.closed_at > now() - doorkey.late_receipt_time()));
+$function$;
+
+revoke all on function "doorkey"."cost_in_flight"(text, numeric) from public;
 
 -- doorkey.count_sealed_secrets
 
@@ -2990,6 +3417,30 @@ $function$;
 revoke all on function "doorkey"."create_my_profile"() from public;
 
 grant execute on function "doorkey"."create_my_profile"() to "authenticated";
+
+-- doorkey.day_difference
+
+create or replace function doorkey.day_difference (
+  p_key_hash text,
+  p_day      date
+)
+  returns numeric
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select coalesce((select d.reported_micros from doorkey.key_usage_days as d
+                    where d.key_hash = p_key_hash and d.day = p_day), 0)
+         - coalesce((select sum(h.cost_micros) from doorkey.credit_holds as h
+                      where h.key_hash = p_key_hash and h.state = 'settled'
+                        and h.settled_at >= p_day::timestamp at time zone 'utc'
+                        and h.settled_at < (p_day + 1)::timestamp at time zone 'utc'), 0)
+         - coalesce((select sum(c.cost_micros - c.returned_micros) from doorkey.unheld_costs as c
+                      where c.key_hash = p_key_hash and c.day = p_day), 0);
+$function$;
+
+revoke all on function "doorkey"."day_difference"(text, date) from public;
 
 -- doorkey.defer_my_provisioning
 
@@ -3102,6 +3553,28 @@ $function$;
 
 revoke all on function "doorkey"."desired_key"(uuid) from public;
 
+-- doorkey.difference_until
+
+create or replace function doorkey.difference_until (
+  p_key_hash text,
+  p_until    timestamp with time zone
+)
+  returns numeric
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select coalesce((select sum(d.reported_micros) from doorkey.key_usage_days as d
+                    where d.key_hash = p_key_hash and d.day < (p_until at time zone 'utc')::date), 0)
+         - coalesce((select sum(h.cost_micros) from doorkey.credit_holds as h
+                      where h.key_hash = p_key_hash and h.state = 'settled' and h.settled_at < p_until), 0)
+         - coalesce((select sum(c.cost_micros - c.returned_micros) from doorkey.unheld_costs as c
+                      where c.key_hash = p_key_hash and c.day < (p_until at time zone 'utc')::date), 0);
+$function$;
+
+revoke all on function "doorkey"."difference_until"(text, timestamp with time zone) from public;
+
 -- doorkey.digest_secret
 
 create or replace function doorkey.digest_secret (
@@ -3142,6 +3615,82 @@ create or replace function doorkey.doubt_mail (
 $function$;
 
 revoke all on function "doorkey"."doubt_mail"(text) from public;
+
+-- doorkey.drift_report
+
+create or replace function doorkey.drift_report (
+  p_day       date,
+  p_after_key text,
+  p_rows      integer
+)
+  returns table (
+    key_hash          text,
+    user_id           uuid,
+    ledger_micros     numeric,
+    receipts_micros   numeric,
+    openrouter_micros numeric,
+    byok_micros       numeric,
+    difference_micros numeric,
+    cause             text
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_from constant timestamptz := p_day::timestamp at time zone 'utc';
+  v_until constant timestamptz := (p_day + 1)::timestamp at time zone 'utc';
+begin
+  if p_day is null or p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for a day, and for 1 to 1000 rows.';
+  end if;
+  return query
+    with keys as (
+      select d.key_hash from doorkey.key_usage_days as d where d.day = p_day
+      union
+      select c.key_hash from doorkey.unheld_costs as c where c.day = p_day
+      union
+      select h.key_hash from doorkey.credit_holds as h
+       where h.state = 'settled' and h.settled_at >= v_from and h.settled_at < v_until
+    ), page as (
+      select k.key_hash from keys as k where k.key_hash > coalesce(p_after_key, '') order by k.key_hash limit p_rows
+    ), figures as (
+      select g.key_hash, k.user_id, p.markup, coalesce(d.reported_micros, 0) as reported,
+             coalesce(d.byok_micros, 0) as byok,
+             coalesce((select sum(h.cost_micros) from doorkey.credit_holds as h
+                        where h.key_hash = g.key_hash and h.state = 'settled'
+                          and h.settled_at >= v_from and h.settled_at < v_until), 0) as receipts,
+             coalesce((select sum(c.cost_micros - c.returned_micros) from doorkey.unheld_costs as c
+                        where c.key_hash = g.key_hash and c.day = p_day), 0) as unseen,
+             doorkey.difference_until(g.key_hash, v_from) as before
+        from page as g
+        join public.openrouter_user_keys as k on k.key_hash = g.key_hash
+        join public.credit_accounts as a on a.user_id = k.user_id
+        join public.plans as p on p.id = a.plan_id
+        left join doorkey.key_usage_days as d on d.key_hash = g.key_hash and d.day = p_day
+    ), judged as (
+      select f.*, f.reported - f.receipts - f.unseen as difference,
+             doorkey.cause_of(f.key_hash, v_from, f.before, f.markup) as cause_before,
+             doorkey.cause_of(
+               f.key_hash, v_until, f.before + f.reported - f.receipts - f.unseen, f.markup) as cause_after
+        from figures as f
+    )
+    select j.key_hash, j.user_id, j.receipts + j.unseen, j.receipts, j.reported, j.byok, j.difference,
+           case when abs(j.difference) <= doorkey.usage_tolerance() then
+                  case when j.unseen <> 0 then 'unseen' when j.byok <> 0 then 'byok' end
+                when 'unknown' in (coalesce(j.cause_before, ''), coalesce(j.cause_after, '')) then
+                  -- A receipt may have named as credits what was paid with a key of one's own.
+                  case when abs(abs(j.difference) - j.byok) <= doorkey.usage_tolerance() then 'byok' else 'unknown' end
+                when 'unseen' in (j.cause_before, j.cause_after) then 'unseen'
+                else 'in_flight' end
+      from judged as j order by j.key_hash;
+end
+$function$;
+
+revoke all on function "doorkey"."drift_report"(date, text, integer) from public;
+
+grant execute on function "doorkey"."drift_report"(date, text, integer) to "service_role";
 
 -- doorkey.due_provisioning
 
@@ -3399,6 +3948,26 @@ $function$;
 
 revoke all on function "doorkey"."find_referrer"(uuid, jsonb) from public;
 
+-- doorkey.find_usage
+
+create or replace function doorkey.find_usage (
+  p_key_hashes text[],
+  p_kind       text,
+  p_amounts    numeric[]
+)
+  returns void
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  insert into doorkey.usage_findings as f (key_hash, kind, amount_micros)
+  select a.hash, p_kind, coalesce(a.amount, 0) from unnest(p_key_hashes, p_amounts) as a (hash, amount) order by a.hash
+  on conflict (key_hash, kind) do update
+     set amount_micros = excluded.amount_micros, last_seen_at = now(), resolved_at = null;
+$function$;
+
+revoke all on function "doorkey"."find_usage"(text[], text, numeric[]) from public;
+
 -- doorkey.finish_key_deletion
 
 create or replace function doorkey.finish_key_deletion (
@@ -3432,6 +4001,8 @@ begin
    where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.
   delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
+  -- No reading of it will come any more: what is still open about its usage is looked after from here on.
+  update doorkey.key_usage as u set is_open = true where u.key_hash = p_key_hash;
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
    where k.key_hash = p_key_hash;
   v_state := doorkey.settle_attempt(p_user_id);
@@ -3459,7 +4030,7 @@ create or replace function doorkey.finish_key_update (
   p_key_hash     text,
   p_limit_micros bigint,
   p_is_enabled   boolean,
-  p_usage_micros bigint,
+  p_usage_micros numeric,
   p_request_id   text
 )
   returns text
@@ -3485,10 +4056,11 @@ begin
   end if;
   -- What is leaving may leave now. Before the keys, in the order of locks; nothing begins to leave while the row is locked.
   perform from public.credit_accounts as a where a.user_id = p_user_id and a.leaving_micros > 0 for no key update;
+  perform doorkey.note_usage(p_key_hash, p_usage_micros);
   update public.openrouter_user_keys as k
      set limit_micros = p_limit_micros,
          status = case when p_is_enabled then 'active' else 'disabled' end,
-         reported_usage_micros = p_usage_micros,
+         reported_usage_micros = ceil(p_usage_micros),
          updated_at = now()
    where k.key_hash = p_key_hash;
   -- The key in use comes last: with it, all are confirmed.
@@ -3508,9 +4080,9 @@ begin
 end
 $function$;
 
-revoke all on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) from public;
+revoke all on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, numeric, text) from public;
 
-grant execute on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, bigint, text) to "service_role";
+grant execute on function "doorkey"."finish_key_update"(uuid, integer, text, bigint, boolean, numeric, text) to "service_role";
 
 -- doorkey.finish_my_key_deletion
 
@@ -3546,7 +4118,7 @@ create or replace function doorkey.finish_my_key_update (
   p_key_hash         text,
   p_limit_micros     bigint,
   p_is_enabled       boolean,
-  p_usage_micros     bigint,
+  p_usage_micros     numeric,
   p_request_id       text,
   p_proof_id         text,
   p_proof_expires_at bigint,
@@ -3565,9 +4137,9 @@ create or replace function doorkey.finish_my_key_update (
     p_attempt, p_key_hash, p_limit_micros, p_is_enabled, p_usage_micros, p_request_id);
 $function$;
 
-revoke all on function "doorkey"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) from public;
+revoke all on function "doorkey"."finish_my_key_update"(integer, text, bigint, boolean, numeric, text, text, bigint, text) from public;
 
-grant execute on function "doorkey"."finish_my_key_update"(integer, text, bigint, boolean, bigint, text, text, bigint, text) to "authenticated";
+grant execute on function "doorkey"."finish_my_key_update"(integer, text, bigint, boolean, numeric, text, text, bigint, text) to "authenticated";
 
 -- doorkey.finish_my_provisioning
 
@@ -3694,10 +4266,11 @@ $function$;
 
 revoke all on function "doorkey"."first_state"(boolean, boolean) from public;
 
--- doorkey.follow_hold
+-- doorkey.follow_key
 
-create or replace function doorkey.follow_hold (
-  p_hold doorkey.credit_holds
+create or replace function doorkey.follow_key (
+  p_user_id  uuid,
+  p_key_hash text
 )
   returns void
   language plpgsql
@@ -3706,14 +4279,14 @@ create or replace function doorkey.follow_hold (
   AS $function$
 begin
   perform from doorkey.provisioning as p
-    where p.user_id = p_hold.user_id and p.key_hash is distinct from p_hold.key_hash for update skip locked;
-  if found and (doorkey.next_key_action(p_hold.user_id)).is_needed then
-    perform doorkey.want(p_hold.user_id);
+    where p.user_id = p_user_id and p.key_hash is distinct from p_key_hash for update skip locked;
+  if found and (doorkey.next_key_action(p_user_id)).is_needed then
+    perform doorkey.want(p_user_id);
   end if;
 end
 $function$;
 
-revoke all on function "doorkey"."follow_hold"(doorkey.credit_holds) from public;
+revoke all on function "doorkey"."follow_key"(uuid, text) from public;
 
 -- doorkey.give_or_promise
 
@@ -3879,6 +4452,29 @@ create or replace function doorkey.hash_person (
 $function$;
 
 revoke all on function "doorkey"."hash_person"(text, text) from public;
+
+-- doorkey.have_rechecked
+
+create or replace function doorkey.have_rechecked (
+  p_user_id    uuid,
+  p_request_id text
+)
+  returns integer
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  perform from doorkey.provisioning as p where p.user_id = p_user_id and p.state = 'ready' for update skip locked;
+  if not found then
+    return 0;
+  end if;
+  perform doorkey.recheck_key(p_user_id, p_request_id);
+  return 1;
+end
+$function$;
+
+revoke all on function "doorkey"."have_rechecked"(uuid, text) from public;
 
 -- doorkey.health
 
@@ -4088,6 +4684,79 @@ $function$;
 
 revoke all on function "doorkey"."is_retirement_over"(uuid, timestamp with time zone) from public;
 
+-- doorkey.judge_usage
+
+create or replace function doorkey.judge_usage (
+  p_key_hash   text,
+  p_request_id text
+)
+  returns numeric
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_key public.openrouter_user_keys;
+  v_usage doorkey.key_usage;
+  v_difference numeric;
+  v_surplus numeric;
+  v_moved numeric := 0;
+  c_tolerance constant numeric := doorkey.usage_tolerance();
+begin
+  select * into strict v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  if exists (select from doorkey.provisioning as p
+              where p.user_id = v_key.user_id and p.key_hash is distinct from p_key_hash) then
+    perform from doorkey.provisioning as p where p.user_id = v_key.user_id for update skip locked;
+    if not found then
+      return null;
+    end if;
+  end if;
+  perform from public.credit_accounts as a where a.user_id = v_key.user_id for no key update skip locked;
+  if not found then
+    return null;
+  end if;
+  select * into strict v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  select * into strict v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash;
+  v_difference := v_usage.reported_micros - v_key.charged_cost_micros;
+  -- A call that was in flight when U was read need not be in it.
+  v_surplus := least(v_usage.unseen_micros, -v_difference - (
+    select coalesce(sum(h.cost_micros), 0) from doorkey.credit_holds as h
+     where h.key_hash = p_key_hash and h.settled_at > v_usage.read_at
+       and h.closed_at > v_usage.read_at - doorkey.late_receipt_time()));
+  if v_difference > c_tolerance then
+    v_moved := v_difference - doorkey.cost_in_flight(p_key_hash, p.markup)
+      from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = v_key.user_id;
+    if v_moved > c_tolerance then
+      perform doorkey.charge_unseen(v_key.user_id, p_key_hash, v_moved, v_usage.read_at, p_request_id);
+    else
+      v_moved := 0;
+    end if;
+    v_surplus := null;
+  elsif coalesce(v_surplus, 0) <= c_tolerance then
+    v_surplus := null;
+  elsif (case when v_key.status = 'deleted' then now() else v_usage.read_at end)
+        >= v_usage.surplus_since + doorkey.late_receipt_time() then
+    -- It was so at an earlier reading: a receipt came for what had been charged without one.
+    v_moved := -least(v_surplus, v_usage.surplus_micros);
+    perform doorkey.return_unseen(v_key.user_id, p_key_hash, -v_moved, p_request_id);
+    v_surplus := null;
+  end if;
+  update doorkey.key_usage as u
+     set surplus_micros = least(v_surplus, case when v_surplus is not null then u.surplus_micros end),
+         surplus_since = case when v_surplus is not null then coalesce(u.surplus_since, case
+           when v_key.status = 'deleted' then now() else u.read_at end) end,
+         is_open = v_key.status = 'deleted' and (v_surplus is not null or abs(v_difference - v_moved) > c_tolerance),
+         looked_at = now()
+   where u.key_hash = p_key_hash;
+  if v_moved <> 0 then
+    perform doorkey.follow_key(v_key.user_id, p_key_hash);
+  end if;
+  return v_moved;
+end
+$function$;
+
+revoke all on function "doorkey"."judge_usage"(text, text) from public;
+
 -- doorkey.key_limit
 
 create or replace function doorkey.key_limit (
@@ -4144,6 +4813,18 @@ end
 $function$;
 
 revoke all on function "doorkey"."key_limit"(uuid, text) from public;
+
+-- doorkey.late_receipt_time
+
+create or replace function doorkey.late_receipt_time()
+  returns interval
+  language sql
+  immutable
+  security definer
+  set search_path to ''
+  AS $function$ select interval '1 hour'; $function$;
+
+revoke all on function "doorkey"."late_receipt_time"() from public;
 
 -- doorkey.lift_hold
 
@@ -4756,6 +5437,39 @@ $function$;
 
 revoke all on function "doorkey"."note_trouble"(text, uuid, text, text) from public;
 
+-- doorkey.note_usage
+
+create or replace function doorkey.note_usage (
+  p_key_hash     text,
+  p_usage_micros numeric
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_usage doorkey.key_usage;
+begin
+  insert into doorkey.key_usage (key_hash)
+  select k.key_hash from public.openrouter_user_keys as k where k.key_hash = p_key_hash
+  on conflict do nothing;
+  select * into v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash for update;
+  if not found or p_usage_micros <= v_usage.reported_micros then
+    return;
+  end if;
+  perform doorkey.split_usage(
+    p_key_hash, coalesce(v_usage.read_at, k.created_at), greatest(now(), v_usage.read_at), v_usage.reported_micros,
+    p_usage_micros, null, 0)
+    from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
+  update doorkey.key_usage as u
+     set reported_micros = p_usage_micros, read_at = greatest(now(), u.read_at)
+   where u.key_hash = p_key_hash;
+end
+$function$;
+
+revoke all on function "doorkey"."note_usage"(text, numeric) from public;
+
 -- doorkey.offer_welcome
 
 create or replace function doorkey.offer_welcome (
@@ -5023,43 +5737,57 @@ $function$;
 
 revoke all on function "doorkey"."pg_net_health"() from public;
 
--- doorkey.post_about_hold
+-- doorkey.post_charge
 
-create or replace function doorkey.post_about_hold (
-  p_hold       doorkey.credit_holds,
-  p_type       text,
-  p_reason     text,
-  p_request_id text,
-  p_provider   text,
-  p_model      text,
-  p_available  bigint,
-  p_held       bigint,
-  p_debt       bigint,
-  p_receivable bigint
+create or replace function doorkey.post_charge (
+  p_user_id         uuid,
+  p_cost_micros     numeric,
+  p_held_micros     bigint,
+  p_type            text,
+  p_idempotency_key text,
+  p_reason          text,
+  p_provider        text,
+  p_model           text,
+  p_request_id      text,
+  OUT               charged_micros bigint,
+  OUT               owed_micros bigint,
+  OUT               exact_micros numeric,
+  OUT               transaction_id bigint
 )
-  returns void
+  returns record
   language plpgsql
   security definer
   set search_path to ''
   AS $function$
 declare
-  v_id bigint;
-  v_amount constant bigint := p_available + p_held + p_debt + p_receivable;
+  v_account public.credit_accounts;
+  v_plan public.plans;
+  v_carried numeric;
+  v_from_held bigint;
+  v_from_available bigint;
+  v_paid bigint;
 begin
-  insert into public.credit_transactions
-    (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
-  values (p_hold.user_id, p_type, v_amount, 'hold:' || p_hold.id, p_reason, 'credits', p_provider, p_model,
-          p_request_id)
-  returning id into v_id;
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select v_id, e.account, e.amount
-    from (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
-                 ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
-   where e.amount <> 0;
+  select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
+  select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
+  exact_micros := p_cost_micros * v_plan.markup;
+  v_carried := exact_micros + v_account.remainder_micros;
+  charged_micros := floor(v_carried);
+  v_from_held := case when v_plan.is_uncapped then 0 else least(p_held_micros, charged_micros) end;
+  v_from_available := case when v_plan.is_uncapped then 0
+                           else least(v_account.available_micros, charged_micros - v_from_held) end;
+  owed_micros := case when v_plan.is_uncapped then 0 else charged_micros - v_from_held - v_from_available end;
+  -- What the hold did not need pays debts first.
+  v_paid := least(p_held_micros - v_from_held, v_account.debt_micros);
+  transaction_id := doorkey.post_use(
+    p_user_id, p_type, p_idempotency_key, p_reason, p_request_id, p_provider, p_model,
+    p_held_micros - v_from_held - v_paid - v_from_available, -p_held_micros, v_paid - owed_micros,
+    case when v_plan.is_uncapped then -charged_micros else 0 end);
+  perform doorkey.spend_lots(p_user_id, v_from_held + v_from_available + v_paid);
+  update public.credit_accounts as a set remainder_micros = v_carried - charged_micros where a.user_id = p_user_id;
 end
 $function$;
 
-revoke all on function "doorkey"."post_about_hold"(doorkey.credit_holds, text, text, text, text, text, bigint, bigint, bigint, bigint) from public;
+revoke all on function "doorkey"."post_charge"(uuid, numeric, bigint, text, text, text, text, text, text) from public;
 
 -- doorkey.post_credits
 
@@ -5227,6 +5955,89 @@ end
 $function$;
 
 revoke all on function "doorkey"."post_out_leaving"(uuid) from public;
+
+-- doorkey.post_unheld_cost
+
+create or replace function doorkey.post_unheld_cost (
+  p_user_id         uuid,
+  p_key_hash        text,
+  p_day             date,
+  p_cost_micros     numeric,
+  p_type            text,
+  p_idempotency_key text,
+  p_reason          text,
+  p_provider        text,
+  p_model           text,
+  p_request_id      text
+)
+  returns table (
+    charged_micros bigint,
+    owed_micros    bigint
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_charge record;
+begin
+  v_charge := doorkey.post_charge(
+    p_user_id, p_cost_micros, 0, p_type, p_idempotency_key, p_reason, p_provider, p_model, p_request_id);
+  insert into doorkey.unheld_costs (transaction_id, key_hash, day, cost_micros, markup, charged_micros, owed_micros)
+  select v_charge.transaction_id, p_key_hash, p_day, p_cost_micros, p.markup, v_charge.charged_micros,
+         v_charge.owed_micros
+    from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = p_user_id;
+  insert into doorkey.key_usage as u (key_hash, unseen_micros, unseen_charged_micros)
+  values (p_key_hash, p_cost_micros, p_cost_micros)
+  on conflict (key_hash) do update
+     set unseen_micros = u.unseen_micros + excluded.unseen_micros,
+         unseen_charged_micros = u.unseen_charged_micros + excluded.unseen_charged_micros;
+  update public.openrouter_user_keys as k set charged_cost_micros = k.charged_cost_micros + p_cost_micros
+   where k.key_hash = p_key_hash;
+  return query select v_charge.charged_micros, v_charge.owed_micros;
+end
+$function$;
+
+revoke all on function "doorkey"."post_unheld_cost"(uuid, text, date, numeric, text, text, text, text, text, text) from public;
+
+-- doorkey.post_use
+
+create or replace function doorkey.post_use (
+  p_user_id         uuid,
+  p_type            text,
+  p_idempotency_key text,
+  p_reason          text,
+  p_request_id      text,
+  p_provider        text,
+  p_model           text,
+  p_available       bigint,
+  p_held            bigint,
+  p_debt            bigint,
+  p_receivable      bigint
+)
+  returns bigint
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_id bigint;
+  v_amount constant bigint := p_available + p_held + p_debt + p_receivable;
+begin
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
+  values (p_user_id, p_type, v_amount, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
+  returning id into v_id;
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  select v_id, e.account, e.amount
+    from (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
+                 ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
+   where e.amount <> 0;
+  return v_id;
+end
+$function$;
+
+revoke all on function "doorkey"."post_use"(uuid, text, text, text, text, text, text, bigint, bigint, bigint, bigint) from public;
 
 -- doorkey.preview_backfill
 
@@ -5425,6 +6236,164 @@ $function$;
 revoke all on function "doorkey"."recheck_my_key"(text, text, bigint, text) from public;
 
 grant execute on function "doorkey"."recheck_my_key"(text, text, bigint, text) to "authenticated";
+
+-- doorkey.record_usage
+
+create or replace function doorkey.record_usage (
+  p_round           bigint,
+  p_offset          integer,
+  p_next_offset     integer,
+  p_anchor          text,
+  p_is_second_look  boolean,
+  p_key_hashes      text[],
+  p_usage_micros    numeric[],
+  p_byok_micros     numeric[],
+  p_daily_micros    numeric[],
+  p_limit_micros    bigint[],
+  p_disabled_hashes text[],
+  p_read_at         timestamp with time zone,
+  p_request_id      text
+)
+  returns table (
+    counted         integer,
+    unseen_micros   numeric,
+    returned_micros numeric,
+    busy            integer,
+    odd             integer,
+    limits_healed   integer,
+    page_offset     integer,
+    anchor          text,
+    is_second_look  boolean,
+    is_finished     boolean
+  )
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_sync doorkey.usage_sync;
+  v_key text;
+  v_moved numeric;
+  v_user_id uuid;
+  v_missing text[];
+  v_users uuid[];
+  c_tolerance constant numeric := doorkey.usage_tolerance();
+  c_most constant numeric := 1000000000000000;
+begin
+  if p_key_hashes is null or cardinality(p_key_hashes) > 1000 or p_round is null or p_offset is null
+     or p_read_at is null or p_read_at > now() + interval '5 minutes'
+     or exists (select from unnest(array[cardinality(p_usage_micros), cardinality(p_byok_micros),
+                  cardinality(p_daily_micros), cardinality(p_limit_micros)]) as n (rows)
+                 where n.rows is distinct from cardinality(p_key_hashes)) then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Record up to 1000 keys, each with its figures.';
+  end if;
+  -- NaN is more than any number.
+  if exists (select from unnest(p_usage_micros || p_byok_micros || p_daily_micros) as a (micros)
+              where a.micros is null or a.micros not between 0 and c_most or min_scale(a.micros) > 30) then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A figure is 0 to 10^15 micro-dollars.';
+  end if;
+  -- One page after the other: pages overlap, and so would their locks.
+  select * into strict v_sync from doorkey.usage_sync for update;
+  unseen_micros := 0; returned_micros := 0; busy := 0; odd := 0; limits_healed := 0;
+
+  -- The readings. U never falls; what it had when it was read last, and what is new, is needed of each.
+  with page as (
+    select * from unnest(p_key_hashes, p_usage_micros, p_byok_micros, p_daily_micros) as a (hash, usage, byok, daily)
+  ), fresh as (
+    select a.hash, a.usage, a.byok, a.daily, coalesce(u.reported_micros, 0) as usage_before,
+           coalesce(u.byok_micros, 0) as byok_before, coalesce(u.read_at, k.created_at) as since,
+           k.status = 'deleted' and k.deleted_at < p_read_at - interval '1 hour' as is_undead
+      from page as a join public.openrouter_user_keys as k on k.key_hash = a.hash
+      left join doorkey.key_usage as u on u.key_hash = a.hash
+     where u.round is distinct from p_round and (u.read_at is null or u.read_at < p_read_at)
+  ), split as (
+    select doorkey.split_usage(f.hash, f.since, p_read_at, f.usage_before, greatest(f.usage, f.usage_before), f.daily,
+                               greatest(f.byok - f.byok_before, 0))
+      from fresh as f where f.usage > f.usage_before or f.byok > f.byok_before
+  ), found as (
+    select doorkey.find_usage(array[f.hash], o.kind, array[o.amount])
+      from fresh as f cross join lateral (values
+        ('went_back', f.usage_before - f.usage, f.usage < f.usage_before - c_tolerance),
+        ('byok', f.byok, f.byok > f.byok_before),
+        ('not_deleted', f.usage, f.is_undead)) as o (kind, amount, is_so)
+     where o.is_so
+    union all
+    select doorkey.find_usage(array[a.hash], 'foreign', array[a.usage]) from page as a
+     where (a.usage > 0 or a.byok > 0)
+       and not exists (select from public.openrouter_user_keys as k where k.key_hash = a.hash)
+  ), taken as (
+    insert into doorkey.key_usage as u (key_hash, reported_micros, byok_micros, read_at, round)
+    select f.hash, f.usage, f.byok, p_read_at, p_round from fresh as f order by f.hash
+    on conflict (key_hash) do update
+       set reported_micros = greatest(u.reported_micros, excluded.reported_micros),
+           byok_micros = greatest(u.byok_micros, excluded.byok_micros), read_at = excluded.read_at,
+           round = excluded.round
+    returning 1
+  )
+  select (select count(*) from taken), (select count(*) from found) + 0 * (select count(*) from split)
+    into counted, odd;
+  -- Something younger than this page was read of these: they were seen nevertheless.
+  update doorkey.key_usage as u set round = p_round where u.key_hash = any (p_key_hashes) and u.round < p_round;
+  update doorkey.usage_findings as f set resolved_at = now()
+   where f.key_hash = any (p_key_hashes) and f.kind = 'missing' and f.resolved_at is null;
+
+  for v_key in
+    select u.key_hash from doorkey.key_usage as u join public.openrouter_user_keys as k on k.key_hash = u.key_hash
+     where u.key_hash = any (p_key_hashes)
+       and (abs(u.reported_micros - k.charged_cost_micros) > c_tolerance or u.surplus_since is not null)
+    union
+    (select u.key_hash from doorkey.key_usage as u
+      where u.is_open and u.looked_at < now() - interval '1 hour' order by u.looked_at limit 100)
+    order by 1
+  loop
+    v_moved := doorkey.judge_usage(v_key, p_request_id);
+    unseen_micros := unseen_micros + greatest(coalesce(v_moved, 0), 0);
+    returned_micros := returned_micros - least(coalesce(v_moved, 0), 0);
+    busy := busy + (v_moved is null)::integer;
+  end loop;
+
+  -- Keys that are not as they were left, and nobody is at work on them.
+  for v_user_id in
+    select distinct k.user_id
+      from unnest(p_key_hashes, p_limit_micros) as a (hash, cap)
+      join public.openrouter_user_keys as k on k.key_hash = a.hash
+      join doorkey.provisioning as p on p.user_id = k.user_id
+     where p.state = 'ready' and k.status <> 'deleted' and k.updated_at < p_read_at - interval '1 minute'
+       and (k.limit_micros is distinct from a.cap or (k.status = 'active') = (a.hash = any (p_disabled_hashes)))
+     order by k.user_id
+  loop
+    limits_healed := limits_healed + doorkey.have_rechecked(v_user_id, p_request_id);
+  end loop;
+
+  update doorkey.usage_sync as s
+     set page_offset = coalesce(p_next_offset, s.page_offset), anchor = p_anchor, is_second_look = p_is_second_look,
+         finished_at = case when p_next_offset is null then now() end
+   where s.round = p_round and s.page_offset = p_offset and s.finished_at is null;
+  if found and p_next_offset is null then
+    -- The round is over: who was not in it?
+    select array_agg(m.key_hash), array_agg(m.user_id) into v_missing, v_users
+      from (select k.key_hash, k.user_id from public.openrouter_user_keys as k
+              left join doorkey.key_usage as u on u.key_hash = k.key_hash
+             where k.status <> 'deleted' and k.created_at < v_sync.started_at and u.round is distinct from p_round
+             order by k.key_hash limit 100) as m;
+    perform doorkey.find_usage(v_missing, 'missing', null);
+    odd := odd + coalesce(cardinality(v_missing), 0);
+    -- OpenRouter is asked for each by name: it may be there, or the user gets another one.
+    perform doorkey.have_rechecked(m.user_id, p_request_id) from unnest(v_users) as m (user_id);
+  end if;
+  select s.page_offset, s.anchor, s.is_second_look, s.finished_at is not null or s.round <> p_round
+    into page_offset, anchor, is_second_look, is_finished from doorkey.usage_sync as s;
+  return next;
+end
+$function$;
+
+revoke all
+  on function "doorkey"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamp with time zone, text)
+  from public;
+
+grant execute
+  on function "doorkey"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamp with time zone, text)
+  to "service_role";
 
 -- doorkey.redrive_provisioning
 
@@ -5847,8 +6816,8 @@ begin
             v_account.available_micros - v_held, now() + make_interval(secs => p_ttl_seconds))
     returning h.* into v_hold;
     if v_held > 0 then
-      perform doorkey.post_about_hold(
-        v_hold, 'hold', 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
+      perform doorkey.post_use(
+        p_user_id, 'hold', 'hold:' || v_hold.id, 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
     end if;
   elsif (v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
      is distinct from (p_amount_micros, make_interval(secs => p_ttl_seconds),
@@ -5897,6 +6866,74 @@ $function$;
 revoke all on function "doorkey"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) from public;
 
 grant execute on function "doorkey"."reserve_my_credits"(bigint, integer, text, text, text, text, bigint, text) to "authenticated";
+
+-- doorkey.return_unseen
+
+create or replace function doorkey.return_unseen (
+  p_user_id     uuid,
+  p_key_hash    text,
+  p_cost_micros numeric,
+  p_request_id  text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_account public.credit_accounts;
+  v_cost doorkey.unheld_costs;
+  v_left numeric := p_cost_micros;
+  v_part numeric;
+  v_carried numeric;
+  v_back bigint;
+  v_receivable bigint;
+  v_paid bigint;
+  v_id bigint;
+begin
+  select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
+  v_carried := v_account.remainder_micros;
+  for v_cost in
+    select * from doorkey.unheld_costs as c
+     where c.key_hash = p_key_hash and c.returned_micros < c.cost_micros order by c.transaction_id desc
+  loop
+    exit when v_left = 0;
+    v_part := least(v_left, v_cost.cost_micros - v_cost.returned_micros);
+    update doorkey.unheld_costs as c set returned_micros = c.returned_micros + v_part
+     where c.transaction_id = v_cost.transaction_id;
+    v_carried := v_carried - v_part * v_cost.markup;
+    v_left := v_left - v_part;
+  end loop;
+  if v_left <> 0 then
+    raise exception 'less was charged to % unseen than is to be returned', p_key_hash;
+  end if;
+  v_back := greatest(ceil(-v_carried), 0);
+  v_receivable := least(v_back, v_account.receivable_micros);
+  v_paid := least(v_back - v_receivable, v_account.debt_micros);
+  v_id := doorkey.post_use(
+    p_user_id, 'adjustment', format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
+    'A receipt came for what was charged without one', p_request_id, null, null,
+    v_back - v_receivable - v_paid, 0, v_paid, v_receivable)
+    from doorkey.key_usage as u where u.key_hash = p_key_hash;
+  if v_back > v_receivable then
+    insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros)
+    values (p_user_id, v_id, v_back - v_receivable, v_back - v_receivable - v_paid);
+  end if;
+  update public.credit_accounts as a set remainder_micros = v_carried + v_back where a.user_id = p_user_id;
+  update doorkey.key_usage as u
+     set unseen_micros = u.unseen_micros - p_cost_micros,
+         unseen_returned_micros = u.unseen_returned_micros + p_cost_micros
+   where u.key_hash = p_key_hash;
+  update public.openrouter_user_keys as k
+     set charged_cost_micros = k.charged_cost_micros - p_cost_micros,
+         -- The late receipt was added to what a replaced key had said; what it said had it already.
+         reported_usage_micros = case when k.retires_at is null and k.status <> 'deleted' then k.reported_usage_micros
+           else least(k.reported_usage_micros, ceil(greatest(u.reported_micros, k.charged_cost_micros - p_cost_micros))) end
+    from doorkey.key_usage as u where k.key_hash = p_key_hash and u.key_hash = k.key_hash;
+end
+$function$;
+
+revoke all on function "doorkey"."return_unseen"(uuid, text, numeric, text) from public;
 
 -- doorkey.reveal_key
 
@@ -6202,20 +7239,9 @@ create or replace function doorkey.settle_hold (
   AS $function$
 declare
   v_hold doorkey.credit_holds;
-  v_account public.credit_accounts;
-  v_plan public.plans;
-  v_exact numeric;
-  v_charge bigint;
-  v_from_held bigint;
-  v_from_available bigint;
-  v_owed bigint;
-  v_paid bigint;
+  v_charge record;
 begin
-  -- NaN is more than any number.
-  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
-    raise sqlstate 'PT422' using message = 'amount_out_of_range',
-      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
-  end if;
+  perform doorkey.check_cost(p_cost_micros);
   v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
   if v_hold.state = 'settled' then
     if (v_hold.cost_micros, v_hold.provider, v_hold.model, v_hold.generation_id)
@@ -6226,22 +7252,9 @@ begin
     return query select v_hold.charged_micros, v_hold.owed_micros;
     return;
   end if;
-  select * into strict v_account from public.credit_accounts as a where a.user_id = v_hold.user_id;
-  select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
-  v_exact := p_cost_micros * v_plan.markup + v_account.remainder_micros;
-  v_charge := floor(v_exact);
-  v_from_held := case when v_plan.is_uncapped then 0 else least(v_hold.held_micros, v_charge) end;
-  v_from_available := case when v_plan.is_uncapped then 0
-                           else least(v_account.available_micros, v_charge - v_from_held) end;
-  v_owed := case when v_plan.is_uncapped then 0 else v_charge - v_from_held - v_from_available end;
-  -- What the hold did not need pays debts first.
-  v_paid := least(v_hold.held_micros - v_from_held, v_account.debt_micros);
-  perform doorkey.post_about_hold(
-    v_hold, 'usage', 'Call', p_request_id, p_provider, p_model,
-    v_hold.held_micros - v_from_held - v_paid - v_from_available, -v_hold.held_micros, v_paid - v_owed,
-    case when v_plan.is_uncapped then -v_charge else 0 end);
-  perform doorkey.spend_lots(v_hold.user_id, v_from_held + v_from_available + v_paid);
-  update public.credit_accounts as a set remainder_micros = v_exact - v_charge where a.user_id = v_hold.user_id;
+  v_charge := doorkey.post_charge(
+    v_hold.user_id, p_cost_micros, v_hold.held_micros, 'usage', 'hold:' || v_hold.id, 'Call', p_provider, p_model,
+    p_request_id);
   update public.openrouter_user_keys as k
      set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
          -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
@@ -6251,11 +7264,11 @@ begin
    where k.key_hash = v_hold.key_hash;
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
-         cost_micros = p_cost_micros, charged_micros = v_charge, owed_micros = v_owed,
+         cost_micros = p_cost_micros, charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros,
          closed_at = coalesce(h.closed_at, now()), settled_at = now()
    where h.id = v_hold.id;
-  perform doorkey.follow_hold(v_hold);
-  return query select v_charge, v_owed;
+  perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
+  return query select v_charge.charged_micros, v_charge.owed_micros;
 end
 $function$;
 
@@ -6506,6 +7519,46 @@ end
 $function$;
 
 revoke all on function "doorkey"."spend_lots"(uuid, bigint) from public;
+
+-- doorkey.split_usage
+
+create or replace function doorkey.split_usage (
+  p_key_hash     text,
+  p_since        timestamp with time zone,
+  p_read_at      timestamp with time zone,
+  p_from_micros  numeric,
+  p_to_micros    numeric,
+  p_daily_micros numeric,
+  p_byok_micros  numeric
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_today constant date := (p_read_at at time zone 'utc')::date;
+  v_before constant date := (p_since at time zone 'utc')::date;
+  v_earlier numeric := 0;
+begin
+  if v_before < v_today then
+    v_earlier := case when p_daily_micros is null then greatest(-doorkey.day_difference(p_key_hash, v_before), 0)
+                      else p_to_micros - p_daily_micros - p_from_micros end;
+    v_earlier := greatest(least(v_earlier, p_to_micros - p_from_micros), 0);
+  end if;
+  insert into doorkey.key_usage_days as d (key_hash, day, reported_micros, byok_micros)
+  select p_key_hash, part.day, part.reported, part.byok
+    from (values (v_before, v_earlier, 0::numeric),
+                 (v_today, p_to_micros - p_from_micros - v_earlier, p_byok_micros)) as part (day, reported, byok)
+   where part.reported > 0 or part.byok > 0
+   order by part.day
+  on conflict (key_hash, day) do update
+     set reported_micros = d.reported_micros + excluded.reported_micros,
+         byok_micros = d.byok_micros + excluded.byok_micros;
+end
+$function$;
+
+revoke all on function "doorkey"."split_usage"(text, timestamp with time zone, timestamp with time zone, numeric, numeric, numeric, numeric) from public;
 
 -- doorkey.start_sweep
 
@@ -6940,6 +7993,18 @@ $function$;
 revoke all on function "doorkey"."usage_of"(uuid, date, date, date, text, integer) from public;
 
 grant execute on function "doorkey"."usage_of"(uuid, date, date, date, text, integer) to "service_role";
+
+-- doorkey.usage_tolerance
+
+create or replace function doorkey.usage_tolerance()
+  returns numeric
+  language sql
+  immutable
+  security definer
+  set search_path to ''
+  AS $function$ select 0.001; $function$;
+
+revoke all on function "doorkey"."usage_tolerance"() from public;
 
 -- doorkey.use_proof
 

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -24,13 +23,11 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     started = time.monotonic()
     with (
         Progress(*columns, TimeRemainingColumn(), console=console) as progress,
-        tempfile.TemporaryDirectory() as folder,
     ):
         task = progress.add_task("Calls", total=arguments.calls)
         async with running_database_server() as server, server.clone("doorkey") as database:
             report = await play(
                 database,
-                Path(folder),
                 users=arguments.users,
                 calls=arguments.calls,
                 seed=arguments.seed,

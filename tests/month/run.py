@@ -1,7 +1,7 @@
 """Plays a month and asks the drift report what became of every micro-dollar.
 
-The surprising thing: nothing here computes what is owed. OpenRouter's side is read from the simulator's own file;
-ours from the report and the ledger.
+The surprising thing: nothing here computes what is owed. OpenRouter's side is what the simulator says of
+the whole account; ours is the report and the ledger.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-import sqlite3
 import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -189,15 +187,10 @@ class Month:
         self.counts["renewals"] += 1
 
 
-async def play(
-    database: Database, folder: Path, *, users: int, calls: int, seed: int, show: Callable[[int], None]
-) -> dict[str, Any]:
+async def play(database: Database, *, users: int, calls: int, seed: int, show: Callable[[int], None]) -> dict[str, Any]:
     """Plays it; what came of it."""
     clock = MovedClock(database)
-    app_state = folder / "openrouter.sqlite"
-    app = create_app(
-        Config(management_key=MANAGEMENT_KEY, state_file=app_state, credits_usd=Decimal(10**9), clock=clock.moment)
-    )
+    app = create_app(Config(management_key=MANAGEMENT_KEY, credits_usd=Decimal(10**9), clock=clock.moment))
     wire = Wire(app=app)
     wire.secrets = {}
     found = settings(OPENROUTER_BASE_URL=ADDRESS, OPENROUTER_MANAGEMENT_KEY=MANAGEMENT_KEY)
@@ -207,7 +200,7 @@ async def play(
         await database.run("update doorkey.settings set max_keys_per_hour = null")
         month.users = [await database.insert_user() for _ in range(users)]
         await _go(month, users=users, calls=calls, seed=seed, show=show)
-        return await _verdict(month, app_state)
+        return await _verdict(month)
 
 
 async def _go(month: Month, *, users: int, calls: int, seed: int, show: Callable[[int], None]) -> None:
@@ -239,12 +232,12 @@ async def _go(month: Month, *, users: int, calls: int, seed: int, show: Callable
         next_sweep += SWEEP_EVERY
 
 
-async def _verdict(month: Month, app_state: Path) -> dict[str, Any]:
+async def _verdict(month: Month) -> dict[str, Any]:
     by_day = {}
     day = START.date()
     causes: Counter[str] = Counter()
     ledger = openrouter = Decimal(0)
-    simulated = _simulated(app_state)
+    billed, simulated = await _simulated(month)
     unknown: list[str] = []
     while day <= month.clock.now.date():
         rows = await _report(month, day)
@@ -260,7 +253,7 @@ async def _verdict(month: Month, app_state: Path) -> dict[str, Any]:
             "openrouter_micros": str(day_openrouter),
             "byok_micros": str(sum((row.byok_micros for row in rows), Decimal(0))),
             "difference_micros": str(day_openrouter - day_ledger),
-            "simulator_micros": str(simulated.get(day, Decimal(0))),
+            "simulator_micros": str(simulated[day]) if day in simulated else None,
         }
         day += timedelta(days=1)
     charged = (await month.clock.rows("select sum(charged_cost_micros) from public.openrouter_user_keys"))[0][0]
@@ -274,7 +267,7 @@ async def _verdict(month: Month, app_state: Path) -> dict[str, Any]:
         "ledger_micros": str(ledger),
         "charged_to_keys_micros": str(charged),
         "openrouter_micros": str(openrouter),
-        "simulator_micros": str(sum(simulated.values(), Decimal(0))),
+        "simulator_micros": str(billed),
         "broken_rules": [f"{row['user_id']} {row['rule']}" for row in broken[:20]],
         "by_day": by_day,
     }
@@ -291,11 +284,16 @@ async def _report(month: Month, day: date) -> list[Any]:
             return rows
 
 
-def _simulated(app_state: Path) -> dict[date, Decimal]:
-    """What the simulator billed each day, by its own file."""
-    with sqlite3.connect(app_state) as connection:
-        found = connection.execute("select day, sum(nanos) from usage_days group by day").fetchall()
-    return {date.fromisoformat(day): Decimal(nanos).scaleb(-3) for day, nanos in found}
+async def _simulated(month: Month) -> tuple[Decimal, dict[date, Decimal]]:
+    """What the simulator has billed in all, and on each day that it tells of: the last thirty that are over."""
+    headers = {"Authorization": f"Bearer {MANAGEMENT_KEY}"}
+    answers = [await month.http.get(f"{ADDRESS}/{path}", headers=headers) for path in ("credits", "activity")]
+    account, activity = (json.loads(answer.raise_for_status().content, parse_float=Decimal) for answer in answers)
+    by_day: dict[date, Decimal] = {}
+    for item in activity["data"]:
+        day = date.fromisoformat(item["date"][:10])
+        by_day[day] = by_day.get(day, Decimal(0)) + Decimal(str(item["usage"])).scaleb(6)
+    return Decimal(str(account["data"]["total_usage"])).scaleb(6), by_day
 
 
 def faults(report: dict[str, Any]) -> list[str]:
