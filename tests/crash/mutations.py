@@ -180,7 +180,9 @@ MUTATIONS = (
         ("a call is charged once",),
         (
             InSql("doorkey.settle_hold", "v_hold.state = 'settled'", "false"),
-            InSql("doorkey.post_about_hold", "'hold:' || p_hold.id", "'hold:' || p_hold.id || clock_timestamp()"),
+            InSql(
+                "doorkey.post_charge", "p_type, p_idempotency_key,", "p_type, p_idempotency_key || clock_timestamp(),"
+            ),
         ),
     ),
 )

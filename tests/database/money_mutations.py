@@ -135,7 +135,7 @@ MUTATIONS = (
     Mutation(
         "a fraction is forgotten",
         ("every cost is charged once",),
-        (Piece("settle_hold", "set remainder_micros = v_exact - v_charge", "set remainder_micros = 0"),),
+        (Piece("post_charge", "set remainder_micros = v_carried - charged_micros", "set remainder_micros = 0"),),
     ),
     Mutation(
         "a key is not charged its calls",
