@@ -2959,10 +2959,13 @@ begin
                   where t.tgrelid = to_regclass('public.profiles') and t.tgdeferrable) then
     return;
   end if;
-  set constraints all immediate;
-  raise exception using errcode = 'ZK001';
-exception when sqlstate 'ZK001' then
-  null;
+  -- A handler of its own, for those who need it.
+  begin
+    set constraints all immediate;
+    raise exception using errcode = 'ZK001';
+  exception when sqlstate 'ZK001' then
+    null;
+  end;
 end
 $function$;
 
@@ -5546,35 +5549,55 @@ create or replace function doorkey.on_user_created()
   language plpgsql
   security definer
   set search_path to ''
-  set lock_timeout to '1s'
+  set lock_timeout to '750ms'
   AS $function$
 declare
-  -- text, not the enum: a type that is missing would be found out before any handler is there.
+  -- No types of ours: one that is missing would be found out before any handler is there.
+  v_settings record;
   v_state text;
   v_object text;
 begin
+  -- All at once, as it nearly always goes, and from the row at hand: a handler for each part costs a signup more.
   begin
-    v_state := doorkey.enrol(new.id);
-  exception when others or assert_failure or query_canceled then
-    get stacked diagnostics v_object = table_name;
-    perform doorkey.note_trouble('user.not_enrolled', new.id, sqlstate, v_object);
-  end;
-  begin
+    select * into v_settings from doorkey.settings;
+    if coalesce(new.created_at, now()) >= v_settings.installed_at and new.deleted_at is null then
+      v_state := doorkey.first_state(
+        new.is_anonymous, new.email_confirmed_at is not null or new.phone_confirmed_at is not null);
+      insert into doorkey.provisioning (user_id, state)
+      values (new.id, v_state::doorkey.provisioning_state) on conflict (user_id) do nothing;
+    end if;
     perform doorkey.fill_profile(new.id);
-  exception when others or assert_failure or query_canceled then
-    get stacked diagnostics v_object = column_name;
-    perform doorkey.note_trouble('profile.not_filled', new.id, sqlstate, v_object);
-  end;
-  begin
     if v_state = 'due' then
       perform doorkey.ring(new.id, tg_op);
     end if;
+    return null;
   exception when others or assert_failure or query_canceled then
-    perform doorkey.note_trouble('hint.not_sent', new.id, sqlstate, null);
+    null; -- Nothing of it is there any more. Now each by itself: what can be done is, and what can't is noted.
   end;
-  return null;
-exception when others or assert_failure or query_canceled then
-  raise warning 'doorkey: nothing was done for user %, nor noted (%)', new.id, sqlstate;
+  begin
+    begin
+      v_state := doorkey.enrol(new.id);
+    exception when others or assert_failure or query_canceled then
+      v_state := null;
+      get stacked diagnostics v_object = table_name;
+      perform doorkey.note_trouble('user.not_enrolled', new.id, sqlstate, v_object);
+    end;
+    begin
+      perform doorkey.fill_profile(new.id);
+    exception when others or assert_failure or query_canceled then
+      get stacked diagnostics v_object = column_name;
+      perform doorkey.note_trouble('profile.not_filled', new.id, sqlstate, v_object);
+    end;
+    begin
+      if v_state = 'due' then
+        perform doorkey.ring(new.id, tg_op);
+      end if;
+    exception when others or assert_failure or query_canceled then
+      perform doorkey.note_trouble('hint.not_sent', new.id, sqlstate, null);
+    end;
+  exception when others or assert_failure or query_canceled then
+    raise warning 'doorkey: nothing was done for user %, nor noted (%)', new.id, sqlstate;
+  end;
   return null;
 end
 $function$;

@@ -282,10 +282,10 @@ async def test_what_is_broken_beside_the_promise_does_not_cost_the_key(connected
 
 
 async def test_whoever_signed_up_while_we_were_broken_is_enrolled_by_the_next_claim(connected: Database) -> None:
-    await connected.run("alter function doorkey.enrol rename to enrol_away")
+    await connected.run("alter function doorkey.first_state rename to first_state_away")
     user_id = await connected.insert_user()
     assert await Doors(connected).state(user_id) is None
-    await connected.run("alter function doorkey.enrol_away rename to enrol")
+    await connected.run("alter function doorkey.first_state_away rename to first_state")
     await Doors(connected).make_ready(user_id)
 
 
