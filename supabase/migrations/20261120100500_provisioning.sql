@@ -70,7 +70,8 @@ create index if not exists provisioning_dead
 -- "How far has the backfill come, and when is the next moment to give away?"
 create index if not exists provisioning_backfilled
   on doorkey.provisioning (backfill_at, state) where backfill_at is not null;
-create index if not exists provisioning_key on doorkey.provisioning (key_hash);
+-- Not of those who have none: a signup need not write to it.
+create index if not exists provisioning_key on doorkey.provisioning (key_hash) where key_hash is not null;
 alter table doorkey.provisioning enable row level security;
 revoke all on table doorkey.provisioning from public, anon, authenticated, service_role;
 
