@@ -747,7 +747,8 @@ create index provisioning_dead on doorkey.provisioning using btree (updated_at)
 create index provisioning_due on doorkey.provisioning using btree (due_at)
   where (state = 'due'::doorkey.provisioning_state);
 
-create index provisioning_key on doorkey.provisioning using btree (key_hash);
+create index provisioning_key on doorkey.provisioning using btree (key_hash)
+  where (key_hash is not null);
 
 create index provisioning_leased on doorkey.provisioning using btree (lease_expires_at)
   where (state = 'working'::doorkey.provisioning_state);
