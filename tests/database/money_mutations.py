@@ -107,7 +107,7 @@ MUTATIONS = (
     ),
     Mutation(
         "more is held than there is",
-        ("nothing is negative",),
+        ("nothing is negative", FAULT),
         (Piece("reserve_credits", "if v_account.available_micros < v_held then", "if false then"),),
         """alter table public.credit_accounts drop constraint credit_accounts_available_micros_check;
            alter table doorkey.credit_holds drop constraint credit_holds_available_after_micros_check""",

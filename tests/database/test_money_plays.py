@@ -39,8 +39,9 @@ async def prepare(database: Database) -> type[Play]:
         "update public.plans set welcome_credits_micros = %s, markup = 1.3 where id = 'trial'", (WELCOME_MICROS,)
     )
     await database.run(
-        "insert into public.plans (id, name, markup, is_uncapped)"
-        " values ('double', 'Double', 2, false), ('whole', 'Without a cap', 1.7, true)"
+        "insert into public.plans (id, name, markup, is_uncapped, period_days, credits_per_period_micros)"
+        " values ('double', 'Double', 2, false, 30, 900), ('single', 'Single', 1, false, 30, 500),"
+        " ('whole', 'Without a cap', 1.7, true, null, 0)"
     )
     await database.run("update doorkey.settings set max_keys_per_hour = null")
 

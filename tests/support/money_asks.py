@@ -65,3 +65,14 @@ def settling(hold_id: uuid.UUID, cost: Decimal, is_other: bool = False) -> Ask:
         content=(cost.normalize(),),
         otherwise=None if is_other else settling(hold_id, cost + 1, is_other=True),
     )
+
+
+def changing_plan(user_id: uuid.UUID, plan: str, takes_effect: str, name: str, is_other: bool = False) -> Ask:
+    """The user comes to another plan, now or when their period ends."""
+    return Ask(
+        "select * from public.change_plan(%s, %s, %s, %s, 'an operator', 'A reason', 'r')",
+        (user_id, plan, takes_effect, name),
+        name=("plan", user_id, name),
+        content=(plan, takes_effect),
+        otherwise=None if is_other else changing_plan(user_id, "no such plan", takes_effect, name, is_other=True),
+    )

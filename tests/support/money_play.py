@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from psycopg.rows import dict_row
 
-from tests.support.money_asks import Answer, Ask, posting, reserving, settling
+from tests.support.money_asks import Answer, Ask, changing_plan, posting, reserving, settling
 from tests.support.money_rules import Connection, Known, Row, RuleBroken, check_books, read_books
 
 USERS = 2
@@ -32,10 +32,12 @@ REFUSALS = {
     "idempotency_conflict",
     "insufficient_credits",
     "lease_lost",
+    "no_period",
+    "plan_unchanged",
     "transaction_not_reversible",
 }
 CONFLICT = "idempotency_conflict"
-PLANS = ("trial", "double", "whole")
+PLANS = ("trial", "single", "double", "whole")
 
 _names = itertools.count(1)
 who = st.integers(0, USERS - 1)
@@ -63,6 +65,7 @@ class Play(RuleBasedStateMachine):
         self.connection: Connection = psycopg.connect(self.url, autocommit=True, row_factory=dict_row)
         self.users: list[uuid.UUID] = []
         self.known: dict[uuid.UUID, Known] = {}
+        self.plans: dict[uuid.UUID, str] = {}
         self.holds: list[uuid.UUID] = []
         self.settled: set[uuid.UUID] = set()
         self.grants: list[int] = []
@@ -208,28 +211,31 @@ class Play(RuleBasedStateMachine):
 
     @rule(user=who)
     def expire_lot(self, user: int) -> None:
-        """What is left of the user's first lot expires."""
-        lot = self.connection.execute(
-            "select id, remaining_micros from doorkey.credit_lots"
-            " where user_id = %s and remaining_micros > 0 order by id limit 1",
+        """The time of the user's first lot is over, and a sweep comes by."""
+        self.connection.execute(
+            "update doorkey.credit_lots set expires_at = now() - interval '1 s' where id = ("
+            " select min(id) from doorkey.credit_lots"
+            " where user_id = %s and remaining_micros > 0 and not is_allowance)",
             (self.users[user],),
-        ).fetchone()
-        if lot is not None:
-            name = f"play {next(_names)}"
-            statement = "select * from doorkey.take_credits(%s, 'expiry', %s, %s, 'Expired', 'sweep', 'r', %s)"
-            parameters = (self.users[user], lot["remaining_micros"], name, lot["id"])
-            self.do(Ask(statement, parameters, name=("expiry", name)))
+        )
+        self.do(Ask("select public.expire_lots(100, 'r') as expired", ()))
 
-    @rule(user=who, plan=st.sampled_from(PLANS))
-    def change_plan(self, user: int, plan: str) -> None:
-        user_id = self.users[user]
-        with self.connection.transaction():
-            self.connection.execute("select doorkey.want(%s)", (user_id,))
-            self.connection.execute("select doorkey.lock_account(%s)", (user_id,))
-            self.connection.execute(
-                "update public.credit_accounts set plan_id = %s where user_id = %s", (plan, user_id)
-            )
-        self.known[user_id].is_limit_stale = True
+    @rule(user=who, days=st.sampled_from([3, 31, 95]))
+    def pass_days(self, user: int, days: int) -> None:
+        """Time passes for the user's period, and a sweep comes by."""
+        for statement in (
+            "update doorkey.credit_lots set expires_at = expires_at - make_interval(days => %s)"
+            " where user_id = %s and is_allowance",
+            "update public.credit_accounts set period_started_at = period_started_at - make_interval(days => %s),"
+            " period_ends_at = period_ends_at - make_interval(days => %s) where user_id = %s",
+        ):
+            self.connection.execute(statement, (*[days] * (statement.count("%s") - 1), self.users[user]))
+        self.do(Ask("select public.renew_periods(100, 'r') as renewed", ()))
+        self.do(Ask("select public.expire_lots(100, 'r') as expired", ()))
+
+    @rule(user=who, plan=st.sampled_from(PLANS), takes_effect=st.sampled_from(["now", "now", "period_end"]))
+    def change_plan(self, user: int, plan: str, takes_effect: str) -> None:
+        self.do(changing_plan(self.users[user], plan, takes_effect, f"play {next(_names)}"))
 
     @rule(user=who)
     def work(self, user: int) -> None:
@@ -330,6 +336,11 @@ class Play(RuleBasedStateMachine):
             return
         self.steps.append("step")
         books = read_books(self.connection, self.users)
+        for user_id, book in books.items():
+            if book["plan_id"] != self.plans.setdefault(user_id, book["plan_id"]):
+                self.plans[user_id] = book["plan_id"]
+                # In the step that changed it nothing was confirmed.
+                self.known[user_id].is_limit_stale = True
         self._charge(books)
         try:
             check_books(books, self.known)
