@@ -34,7 +34,8 @@ create table if not exists public.plans (
   updated_at timestamptz not null default now(),
   check ((credits_per_period_micros > 0) <= (period_days is not null)),
   check (charges_by <> 'tokens' or token_price_micros_per_1k is not null),
-  check (monthly_cap_micros is null or period_days is not null)
+  -- A period is what it is the cap of, and a key without a limit could not keep to it.
+  check (monthly_cap_micros is null or (period_days is not null and not is_uncapped))
 );
 comment on table public.plans is 'Plans of doorkey. Money in micro-dollars.';
 

@@ -44,6 +44,8 @@ create table if not exists public.credit_accounts (
   -- What a change to a smaller plan could not take back of this period's allowance, because it was spent: a change to a
   -- larger one brings so much less.
   unreturned_micros bigint not null default 0 check (unreturned_micros >= 0),
+  -- What has been charged since the period began: what the plan's cap is about.
+  period_spent_micros bigint not null default 0,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   check ((period_started_at is null) = (period_ends_at is null)),
@@ -160,6 +162,7 @@ begin
          leaving_micros = c.leaving_micros + s.leaving,
          debt_micros = c.debt_micros - s.debt,
          receivable_micros = c.receivable_micros - s.receivable,
+         period_spent_micros = c.period_spent_micros + s.spent,
          updated_at = now()
     from (
       select t.user_id,
@@ -167,7 +170,8 @@ begin
              coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
              coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
              coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable
+             coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
+             coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
         from added as a join public.credit_transactions as t on t.id = a.transaction_id
        group by t.user_id
     ) as s

@@ -176,7 +176,7 @@ revoke all on function doorkey.is_retirement_over(uuid, timestamptz) from public
 
 -- What a key of the user may spend in its life: what the ledger has charged to it, plus its share of what is spendable
 -- now, divided by the plan's markup, rounded down. Null limit: no cap. Spendable is what is available or held, less what
--- is owed, and to the fraction: so settling a call on the key in use leaves its limit exactly as it was.
+-- is owed, but no more than the plan's cap leaves in this period, and to the fraction: so settling a call on the key in use leaves its limit exactly as it was.
 -- A key that retires has what its own open holds keep, until its time is over. The key in use, or to be made (null hash),
 -- has all else; but never what another one may have spent already, or may still spend, before the ledger knows.
 -- OpenRouter's figures for this key are never an input.
@@ -192,7 +192,8 @@ declare
   v_key public.openrouter_user_keys;
 begin
   -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
-  select a.available_micros + a.held_micros - a.debt_micros - a.remainder_micros, p.markup, p.is_uncapped
+  select least(a.available_micros + a.held_micros - a.debt_micros, p.monthly_cap_micros - a.period_spent_micros)
+         - a.remainder_micros, p.markup, p.is_uncapped
     into strict v_share, v_markup, is_uncapped
     from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
    where a.user_id = p_user_id;

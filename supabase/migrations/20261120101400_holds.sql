@@ -160,6 +160,11 @@ begin
     v_key := doorkey.usable_key(p_user_id, p_key_hash);
     v_held := case when (select p.is_uncapped from public.plans as p where p.id = v_account.plan_id) then 0
                    else p_amount_micros end;
+    if v_account.period_spent_micros + v_account.held_micros + v_held
+       > (select p.monthly_cap_micros from public.plans as p where p.id = v_account.plan_id) then
+      raise sqlstate 'PT402' using message = 'insufficient_credits',
+        hint = 'The plan allows no more in this period, with what other calls hold.';
+    end if;
     if v_account.available_micros < v_held then
       raise sqlstate 'PT402' using message = 'insufficient_credits',
         hint = format('%s micro-dollars are available.', v_account.available_micros);

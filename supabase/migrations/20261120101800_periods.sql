@@ -67,6 +67,32 @@ $$;
 revoke all on function doorkey.take_from_lots(bigint[], bigint[], text, text, text, text)
   from public, anon, authenticated, service_role;
 
+-- As post_out_leaving does, for many users in a statement: else each would have the ledger's trigger run for it.
+create or replace function doorkey.post_out_leaving_of(p_user_ids uuid[]) returns void
+language sql security definer set search_path = ''
+as $$
+  with leaving as materialized (
+    select t.*, g.taken_micros
+      from doorkey.credit_takings as g join public.credit_transactions as t on t.id = g.transaction_id
+     where g.user_id = any (p_user_ids) and g.left_transaction_id is null and g.taken_micros > 0
+       and not doorkey.is_limit_to_be_lowered(g.user_id)
+  ), posted as (
+    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+    select l.user_id, l.type, -l.taken_micros, 'left:' || l.id, l.reason, l.actor, l.request_id
+      from leaving as l order by l.id
+    returning id, idempotency_key
+  ), marked as (
+    update doorkey.credit_takings as g set left_transaction_id = p.id
+      from leaving as l join posted as p on p.idempotency_key = 'left:' || l.id where g.transaction_id = l.id
+  )
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  select p.id, e.account, e.amount
+    from leaving as l join posted as p on p.idempotency_key = 'left:' || l.id
+   cross join lateral (values ('leaving'::doorkey.ledger_account, -l.taken_micros),
+                              (doorkey.end_of(l.type), l.taken_micros)) as e (account, amount);
+$$;
+revoke all on function doorkey.post_out_leaving_of(uuid[]) from public, anon, authenticated, service_role;
+
 -- The period that each user is to be in now, on which plan; null: none, because the plan has none or the user is gone.
 -- skipped: how many have passed since their last one without anybody renewing it. An allowance of which nothing was spent,
 -- and that is the plan's, is untouched: it need only be moved.
@@ -78,6 +104,8 @@ language sql stable security definer set search_path = ''
 as $$
   select a.user_id, p.id, n.starts_at, n.starts_at + d.length, d.skipped,
          n.starts_at is not null and a.period_ends_at is not null and a.pending_plan_id is null and a.debt_micros = 0
+           -- Where the plan has a cap, the key's limit may rise by the period's end alone.
+           and (p.monthly_cap_micros is null or a.period_spent_micros = 0)
            and coalesce((
              select sum(l.amount_micros) = p.credits_per_period_micros and sum(l.remaining_micros) = sum(l.amount_micros)
                from doorkey.credit_lots as l
@@ -121,7 +149,7 @@ begin
     update public.credit_accounts as a
        set plan_id = b.plan_id, pending_plan_id = null, period_started_at = b.starts_at, period_ends_at = b.ends_at,
            period_number = a.period_number + case when b.ends_at is null then 0 else 1 end,
-           unreturned_micros = 0, updated_at = now()
+           unreturned_micros = 0, period_spent_micros = 0, updated_at = now()
       from before as b where a.user_id = b.user_id
   ), noted as (
     select doorkey.write_audit(p_actor, 'plan.changed', b.user_id, p_request_id, jsonb_build_object(
@@ -158,8 +186,7 @@ begin
    where e.amount <> 0;
 
   perform doorkey.want(u.id) from unnest(p_user_ids) as u (id);
-  perform doorkey.post_out_leaving(a.user_id) from public.credit_accounts as a
-    where a.user_id = any (p_user_ids) and a.leaving_micros > 0;
+  perform doorkey.post_out_leaving_of(p_user_ids);
 end
 $$;
 revoke all on function doorkey.begin_periods(uuid[], text, text) from public, anon, authenticated, service_role;
@@ -191,10 +218,13 @@ as $$
 $$;
 revoke all on function doorkey.move_periods_back(integer, text) from public, anon, authenticated, service_role;
 
+-- (The ledger's trigger keeps the plan that it makes first. From a thousand rows it would make one that reads whole tables,
+-- and every small posting of the session would do so from then on: hence the two settings, here and below.)
+
 -- Renews periods that are over, the longest over first, and begins those of accounts that never had one though their plan
 -- has; how many. An allowance of which nothing was spent only moves.
 create or replace function doorkey.renew_periods(p_rows integer, p_request_id text) returns integer
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = '' set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
   v_due uuid[];
@@ -224,7 +254,7 @@ begin
   ), moved as (
     update public.credit_accounts as a
        set period_started_at = d.starts_at, period_ends_at = d.ends_at, period_number = a.period_number + 1,
-           unreturned_micros = 0, updated_at = now()
+           unreturned_micros = 0, period_spent_micros = 0, updated_at = now()
       from due as d where a.user_id = d.user_id and d.is_untouched
   ), lots as (
     update doorkey.credit_lots as l set expires_at = d.ends_at
@@ -262,7 +292,7 @@ grant execute on function public.renew_periods(integer, text) to service_role;
 -- Expires what is left of lots that have had their time, the longest over first; of how many. The allowance of a period
 -- that is to be renewed is not among them. What an open hold keeps expires when the hold is closed.
 create or replace function doorkey.expire_lots(p_rows integer, p_request_id text) returns integer
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = '' set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
   v_users uuid[];
@@ -292,9 +322,9 @@ begin
     return 0;
   end if;
   perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'Credits expired', 'sweep', p_request_id);
-  perform doorkey.want(l.user_id) from (select distinct user_id from doorkey.credit_lots where id = any (v_lots)) as l;
-  perform doorkey.post_out_leaving(l.user_id)
-    from (select distinct user_id from doorkey.credit_lots where id = any (v_lots)) as l;
+  select array_agg(distinct l.user_id) into v_users from doorkey.credit_lots as l where l.id = any (v_lots);
+  perform doorkey.want(u.id) from unnest(v_users) as u (id);
+  perform doorkey.post_out_leaving_of(v_users);
   return cardinality(v_lots);
 end
 $$;

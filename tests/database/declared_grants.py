@@ -246,6 +246,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.lock_keys_of(uuid[])": (),
     "doorkey.move_periods_back(integer, text)": (),
     "doorkey.next_periods(uuid[])": (),
+    "doorkey.post_out_leaving_of(uuid[])": (),
     "doorkey.prorate_allowance(credit_accounts, plans, bigint, text, text, text)": (),
     "doorkey.take_from_lots(bigint[], bigint[], text, text, text, text)": (),
     "doorkey.unheld_of_lots(uuid[])": (),

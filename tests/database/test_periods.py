@@ -268,6 +268,44 @@ async def test_a_page_is_1_to_1000_rows(periods: Periods, rows: int | None) -> N
             await do(rows)
 
 
+# -- the cap ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cap_holds_for_whatever_a_user_owns_until_the_next_period(periods: Periods) -> None:
+    await periods.database.run("update public.plans set monthly_cap_micros = 25000000 where id = 'starter'")
+    user_id = await periods.subscriber()
+    await periods.grant(user_id, 100 * CREDIT)
+    await periods.follow(user_id)
+    assert await periods.credits.limit(user_id) == 25 * CREDIT
+    await periods.spend(user_id, 15 * CREDIT)
+    assert await periods.credits.limit(user_id) == 25 * CREDIT
+    hold = await periods.credits.reserve(user_id, 6 * CREDIT)
+    with refused("PT402", "insufficient_credits"):
+        await periods.credits.reserve(user_id, 4 * CREDIT + 1)
+    await periods.credits.reserve(user_id, 4 * CREDIT)
+    # It cost more than it held: it is charged, and the limit is what was charged.
+    await periods.credits.settle(hold["hold_id"], 20 * CREDIT)
+    assert (await periods.account(user_id))["period_spent_micros"] == 35 * CREDIT
+    assert await periods.credits.limit(user_id) == 25 * CREDIT
+    await periods.pass_days(30, user_id)
+    assert await periods.renew() == 1
+    assert (await periods.account(user_id))["period_spent_micros"] == 0
+    assert (await periods.doors.claimed(user_id))["limit_micros"] == 35 * CREDIT + 25 * CREDIT
+
+
+async def test_where_the_plan_has_a_cap_the_limit_rises_though_the_allowance_is_whole(periods: Periods) -> None:
+    await periods.database.run(
+        "update public.plans set monthly_cap_micros = 3000000, credits_per_period_micros = 0 where id = 'starter'"
+    )
+    user_id = await periods.subscriber()
+    await periods.grant(user_id, 100 * CREDIT)
+    await periods.follow(user_id)
+    await periods.spend(user_id, CREDIT)
+    await periods.pass_days(30, user_id)
+    assert await periods.renew() == 1
+    assert (await periods.doors.claimed(user_id))["limit_micros"] == CREDIT + 3 * CREDIT
+
+
 # -- expiry -----------------------------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,7 @@ async def test_every_edit_of_a_plan_leaves_who_what_before_and_after(database: D
         "credits_per_period_micros = -1",
         "credits_per_period_micros = 1000000000001",
         "monthly_cap_micros = 0",
+        "monthly_cap_micros = 1, is_uncapped = true",
         "markup = 0.99",
         "charges_by = 'luck'",
         "token_price_micros_per_1k = 0",
