@@ -70,22 +70,23 @@ create type "doorkey"."provisioning_state" as enum (
 -- public.credit_accounts
 
 create table "public"."credit_accounts" (
-  "user_id"           uuid                     not null,
-  "plan_id"           text                     not null,
-  "referral_code"     text,
-  "available_micros"  bigint                   not null default 0,
-  "held_micros"       bigint                   not null default 0,
-  "leaving_micros"    bigint                   not null default 0,
-  "debt_micros"       bigint                   not null default 0,
-  "receivable_micros" bigint                   not null default 0,
-  "remainder_micros"  numeric                  not null default 0,
-  "period_started_at" timestamp with time zone,
-  "period_ends_at"    timestamp with time zone,
-  "period_number"     integer                  not null default 0,
-  "pending_plan_id"   text,
-  "unreturned_micros" bigint                   not null default 0,
-  "created_at"        timestamp with time zone not null default now(),
-  "updated_at"        timestamp with time zone not null default now(),
+  "user_id"             uuid                     not null,
+  "plan_id"             text                     not null,
+  "referral_code"       text,
+  "available_micros"    bigint                   not null default 0,
+  "held_micros"         bigint                   not null default 0,
+  "leaving_micros"      bigint                   not null default 0,
+  "debt_micros"         bigint                   not null default 0,
+  "receivable_micros"   bigint                   not null default 0,
+  "remainder_micros"    numeric                  not null default 0,
+  "period_started_at"   timestamp with time zone,
+  "period_ends_at"      timestamp with time zone,
+  "period_number"       integer                  not null default 0,
+  "pending_plan_id"     text,
+  "unreturned_micros"   bigint                   not null default 0,
+  "period_spent_micros" bigint                   not null default 0,
+  "created_at"          timestamp with time zone not null default now(),
+  "updated_at"          timestamp with time zone not null default now(),
   constraint "credit_accounts_available_micros_check" check ((available_micros >= 0)),
   constraint "credit_accounts_check1" check ((period_ends_at > period_started_at)),
   constraint "credit_accounts_check" check (((period_started_at IS NULL) = (period_ends_at IS NULL))),
@@ -282,7 +283,7 @@ create table "public"."plans" (
   constraint "plans_allowed_models_check" check (((cardinality(allowed_models) > 0) AND (array_position(allowed_models, NULL::text) IS NULL))),
   constraint "plans_charges_by_check" check ((charges_by = ANY (ARRAY['cost'::text, 'tokens'::text]))),
   constraint "plans_check1" check (((charges_by <> 'tokens'::text) OR (token_price_micros_per_1k IS NOT NULL))),
-  constraint "plans_check2" check (((monthly_cap_micros IS NULL) OR (period_days IS NOT NULL))),
+  constraint "plans_check2" check (((monthly_cap_micros IS NULL) OR ((period_days IS NOT NULL) AND (NOT is_uncapped)))),
   constraint "plans_check" check (((credits_per_period_micros > 0) <= (period_days IS NOT NULL))),
   constraint "plans_credits_per_period_micros_check" check (((credits_per_period_micros >= 0) AND (credits_per_period_micros <= '1000000000000'::bigint))),
   constraint "plans_features_check" check ((jsonb_typeof(features) = 'object'::text)),
@@ -2342,6 +2343,7 @@ begin
          leaving_micros = c.leaving_micros + s.leaving,
          debt_micros = c.debt_micros - s.debt,
          receivable_micros = c.receivable_micros - s.receivable,
+         period_spent_micros = c.period_spent_micros + s.spent,
          updated_at = now()
     from (
       select t.user_id,
@@ -2349,7 +2351,8 @@ begin
              coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
              coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
              coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable
+             coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
+             coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
         from added as a join public.credit_transactions as t on t.id = a.transaction_id
        group by t.user_id
     ) as s
@@ -2577,7 +2580,7 @@ begin
     update public.credit_accounts as a
        set plan_id = b.plan_id, pending_plan_id = null, period_started_at = b.starts_at, period_ends_at = b.ends_at,
            period_number = a.period_number + case when b.ends_at is null then 0 else 1 end,
-           unreturned_micros = 0, updated_at = now()
+           unreturned_micros = 0, period_spent_micros = 0, updated_at = now()
       from before as b where a.user_id = b.user_id
   ), noted as (
     select doorkey.write_audit(p_actor, 'plan.changed', b.user_id, p_request_id, jsonb_build_object(
@@ -2614,8 +2617,7 @@ begin
    where e.amount <> 0;
 
   perform doorkey.want(u.id) from unnest(p_user_ids) as u (id);
-  perform doorkey.post_out_leaving(a.user_id) from public.credit_accounts as a
-    where a.user_id = any (p_user_ids) and a.leaving_micros > 0;
+  perform doorkey.post_out_leaving_of(p_user_ids);
 end
 $function$;
 
@@ -3837,6 +3839,8 @@ create or replace function doorkey.expire_lots (
   language plpgsql
   security definer
   set search_path to ''
+  set enable_hashjoin to 'off'
+  set enable_mergejoin to 'off'
   AS $function$
 declare
   v_users uuid[];
@@ -3866,9 +3870,9 @@ begin
     return 0;
   end if;
   perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'Credits expired', 'sweep', p_request_id);
-  perform doorkey.want(l.user_id) from (select distinct user_id from doorkey.credit_lots where id = any (v_lots)) as l;
-  perform doorkey.post_out_leaving(l.user_id)
-    from (select distinct user_id from doorkey.credit_lots where id = any (v_lots)) as l;
+  select array_agg(distinct l.user_id) into v_users from doorkey.credit_lots as l where l.id = any (v_lots);
+  perform doorkey.want(u.id) from unnest(v_users) as u (id);
+  perform doorkey.post_out_leaving_of(v_users);
   return cardinality(v_lots);
 end
 $function$;
@@ -4782,7 +4786,8 @@ declare
   v_key public.openrouter_user_keys;
 begin
   -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
-  select a.available_micros + a.held_micros - a.debt_micros - a.remainder_micros, p.markup, p.is_uncapped
+  select least(a.available_micros + a.held_micros - a.debt_micros, p.monthly_cap_micros - a.period_spent_micros)
+         - a.remainder_micros, p.markup, p.is_uncapped
     into strict v_share, v_markup, is_uncapped
     from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
    where a.user_id = p_user_id;
@@ -5350,6 +5355,8 @@ create or replace function doorkey.next_periods (
   AS $function$
   select a.user_id, p.id, n.starts_at, n.starts_at + d.length, d.skipped,
          n.starts_at is not null and a.period_ends_at is not null and a.pending_plan_id is null and a.debt_micros = 0
+           -- Where the plan has a cap, the key's limit may rise by the period's end alone.
+           and (p.monthly_cap_micros is null or a.period_spent_micros = 0)
            and coalesce((
              select sum(l.amount_micros) = p.credits_per_period_micros and sum(l.remaining_micros) = sum(l.amount_micros)
                from doorkey.credit_lots as l
@@ -5980,6 +5987,39 @@ $function$;
 
 revoke all on function "doorkey"."post_out_leaving"(uuid) from public;
 
+-- doorkey.post_out_leaving_of
+
+create or replace function doorkey.post_out_leaving_of (
+  p_user_ids uuid[]
+)
+  returns void
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  with leaving as materialized (
+    select t.*, g.taken_micros
+      from doorkey.credit_takings as g join public.credit_transactions as t on t.id = g.transaction_id
+     where g.user_id = any (p_user_ids) and g.left_transaction_id is null and g.taken_micros > 0
+       and not doorkey.is_limit_to_be_lowered(g.user_id)
+  ), posted as (
+    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+    select l.user_id, l.type, -l.taken_micros, 'left:' || l.id, l.reason, l.actor, l.request_id
+      from leaving as l order by l.id
+    returning id, idempotency_key
+  ), marked as (
+    update doorkey.credit_takings as g set left_transaction_id = p.id
+      from leaving as l join posted as p on p.idempotency_key = 'left:' || l.id where g.transaction_id = l.id
+  )
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  select p.id, e.account, e.amount
+    from leaving as l join posted as p on p.idempotency_key = 'left:' || l.id
+   cross join lateral (values ('leaving'::doorkey.ledger_account, -l.taken_micros),
+                              (doorkey.end_of(l.type), l.taken_micros)) as e (account, amount);
+$function$;
+
+revoke all on function "doorkey"."post_out_leaving_of"(uuid[]) from public;
+
 -- doorkey.post_unheld_cost
 
 create or replace function doorkey.post_unheld_cost (
@@ -6606,6 +6646,8 @@ create or replace function doorkey.renew_periods (
   language plpgsql
   security definer
   set search_path to ''
+  set enable_hashjoin to 'off'
+  set enable_mergejoin to 'off'
   AS $function$
 declare
   v_due uuid[];
@@ -6635,7 +6677,7 @@ begin
   ), moved as (
     update public.credit_accounts as a
        set period_started_at = d.starts_at, period_ends_at = d.ends_at, period_number = a.period_number + 1,
-           unreturned_micros = 0, updated_at = now()
+           unreturned_micros = 0, period_spent_micros = 0, updated_at = now()
       from due as d where a.user_id = d.user_id and d.is_untouched
   ), lots as (
     update doorkey.credit_lots as l set expires_at = d.ends_at
@@ -6830,6 +6872,11 @@ begin
     v_key := doorkey.usable_key(p_user_id, p_key_hash);
     v_held := case when (select p.is_uncapped from public.plans as p where p.id = v_account.plan_id) then 0
                    else p_amount_micros end;
+    if v_account.period_spent_micros + v_account.held_micros + v_held
+       > (select p.monthly_cap_micros from public.plans as p where p.id = v_account.plan_id) then
+      raise sqlstate 'PT402' using message = 'insufficient_credits',
+        hint = 'The plan allows no more in this period, with what other calls hold.';
+    end if;
     if v_account.available_micros < v_held then
       raise sqlstate 'PT402' using message = 'insufficient_credits',
         hint = format('%s micro-dollars are available.', v_account.available_micros);
