@@ -261,14 +261,6 @@ async def test_a_sweep_does_so_many_at_a_time_the_longest_over_first(periods: Pe
     assert [await periods.renew(2) for _ in range(3)] == [2, 1, 0]
 
 
-async def test_an_allowance_that_is_to_be_renewed_does_not_expire_before(periods: Periods) -> None:
-    user_id = await periods.subscriber()
-    await periods.pass_days(30, user_id)
-    assert await periods.expire() == 0
-    assert await periods.renew() == 1
-    assert [kind for kind, _ in await periods.ledger(user_id)] == ["renewal"]
-
-
 @pytest.mark.parametrize("rows", [0, -1, 1001, None])
 async def test_a_page_is_1_to_1000_rows(periods: Periods, rows: int | None) -> None:
     for do in (periods.renew, periods.expire):
