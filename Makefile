@@ -1,6 +1,6 @@
 # Everything starts here; every target does its own set-up. `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test crash-test crash-mutations check format schema access-table lock package deploy remove clean bench
+.PHONY: help setup demo dev test crash-test crash-mutations month check format schema access-table lock package deploy remove clean bench
 BIN := .venv/bin
 export PYTHON ?= python3
 # Most tests wait for other processes, so there are more of them than cores.
@@ -27,6 +27,9 @@ crash-test: setup ## Ten thousand signups among workers that are killed on purpo
 
 crash-mutations: setup ## Does the crash test notice? Breaks the code in many ways, one at a time
 	@$(BIN)/python -m tests.crash.mutate $(ARGS)
+
+month: setup ## A month of 500 users and 100,000 calls under a moved clock; every micro-dollar must be placed
+	@$(BIN)/python -m tests.month $(ARGS)
 
 bench: setup ## Every path measured beside its floor: a table, and build/bench.json
 	@$(BIN)/python -m infra.bench $(ARGS)

@@ -1,11 +1,12 @@
 """One clock for everybody: the functions, the simulator and the database.
 
-The surprising thing: in the database of a simulated month `now()` itself is replaced. Postgres inlines a function in
-SQL, so whatever calls `now()` asks our table, column defaults too.
+The surprising thing: in the database of a simulated month `now()` itself is replaced, column defaults too. A session
+that was told the time by a setting asks no table: `now()` stands in filters, and is asked for every row.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -26,8 +27,11 @@ create table month.clock (at timestamptz not null);
 insert into month.clock values ('2027-01-30T22:00:00Z');
 create function month.moment() returns timestamptz language plpgsql stable security definer set search_path = ''
 as $$ begin return (select c.at from month.clock as c); end $$;
-create or replace function pg_catalog.now() returns timestamptz language sql stable as $$ select month.moment() $$;
+create or replace function pg_catalog.now() returns timestamptz language sql stable as $$
+  select coalesce(nullif(current_setting('month.at', true), '')::timestamptz, month.moment())
+$$;
 """
+TELL = "select set_config('month.at', %s, false)"
 
 
 class MovedClock:
@@ -42,6 +46,7 @@ class MovedClock:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.now = START
+        self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def installed(self) -> AsyncIterator[None]:
@@ -52,14 +57,19 @@ class MovedClock:
         ) as self._connection:
             yield
 
-    async def move_to(self, moment: datetime) -> None:
-        """Goes on to this moment, or a millisecond on if that is past."""
+    def move_to(self, moment: datetime) -> None:
+        """Goes on to this moment, or a millisecond on if that is past; sessions are told when they ask next."""
         self.now = max(moment, self.now + timedelta(milliseconds=1))
-        await self._connection.execute("update month.clock set at = %s", (self.now,))
+
+    async def tell_everybody(self) -> None:
+        """Sessions too that nobody tells the time."""
+        await self.rows("update month.clock set at = %s returning 1", self.now)
 
     async def rows(self, statement: str, *parameters: object) -> list[Any]:
-        """What a query as superuser returns, over the same connection."""
-        return await (await self._connection.execute(statement, parameters)).fetchall()
+        """What a query as superuser returns, over a session of the clock's own."""
+        async with self._turn:
+            await self._connection.execute(TELL, (self.now.isoformat(),))
+            return await (await self._connection.execute(statement, parameters)).fetchall()
 
     def moment(self) -> datetime:
         """For the simulator."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -13,6 +14,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from functions.clients.supabase import DatabaseRefused, Rpc
+from tests.month.clock import TELL, MovedClock
 from tests.support.databases import Database
 
 CONNECTIONS = 4
@@ -23,11 +25,14 @@ class Doors:
 
     Args:
         database: whose doors.
+        clock: what the sessions are told.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: MovedClock) -> None:
         self._database = database
+        self._clock = clock
         self._free: asyncio.Queue[psycopg.AsyncConnection[Any]] = asyncio.Queue()
+        self._told: dict[psycopg.AsyncConnection[Any], datetime] = {}
         self._statements: dict[str, str] = {}
 
     @asynccontextmanager
@@ -53,6 +58,9 @@ class Doors:
         statement = self._statements.get(rpc.name) or await self._prepare(rpc)
         connection = await self._free.get()
         try:
+            if self._told.get(connection) != self._clock.now:
+                self._told[connection] = self._clock.now
+                await connection.execute(TELL, (self._clock.now.isoformat(),))
             row = await (await connection.execute(statement, dict(arguments))).fetchone()
         except psycopg.Error as error:
             if (error.sqlstate or "").startswith("PT4"):

@@ -6,12 +6,13 @@ the whole account; ours is the report and the ledger.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import json
 import uuid
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -40,6 +41,10 @@ from tests.support.environment import settings
 
 TTL_SECONDS = 600
 SWEEP_EVERY = timedelta(hours=1)
+# What falls into one step happens at its beginning, at once and in no order.
+STEP = timedelta(minutes=5)
+# After the last call: what is late comes, and is looked at twice.
+QUIET = timedelta(hours=30)
 MAX_REDRIVES = 20
 DUE_ROWS = 500
 PAGE_ROWS = 1_000
@@ -98,9 +103,8 @@ class Month:
             due = await provisioning_store.list_due(self.supabase, due_rows=DUE_ROWS)
             if not due:
                 break
-            for user_id in due:
-                await self.provisioner.provision(user_id, request_id="month")
-            await self.clock.move_to(self.clock.now + timedelta(seconds=1))
+            await asyncio.gather(*(self.provisioner.provision(user_id, request_id="month") for user_id in due))
+            self.clock.move_to(self.clock.now + timedelta(seconds=1))
 
     async def call(self, call: Call) -> None:
         """One call, up to where its fate leaves it."""
@@ -152,21 +156,24 @@ class Month:
             return Decimal(0)
         return Decimal(str(json.loads(answer.content, parse_float=Decimal)["usage"]["cost"])).scaleb(6)
 
-    async def settle_until(self, moment: datetime) -> None:
-        """The receipts that arrive until then, each at its time."""
-        while self.receipts and self.receipts[0][0] <= moment:
-            at, _, hold_id, cost = heapq.heappop(self.receipts)
-            await self.clock.move_to(at)
-            await credit_store.settle(
-                self.supabase,
-                hold_id,
-                cost_micros=cost,
-                provider="month",
-                model="month",
-                generation_id=None,
-                request_id="month",
-            )
-            self.counts["settled"] += 1
+    def arrived(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """The receipts that have come by now, to be settled."""
+        while self.receipts and self.receipts[0][0] <= self.clock.now:
+            _, _, hold_id, cost = heapq.heappop(self.receipts)
+            yield self.settle(hold_id, cost)
+
+    async def settle(self, hold_id: uuid.UUID, cost: Decimal) -> None:
+        """A receipt has come."""
+        await credit_store.settle(
+            self.supabase,
+            hold_id,
+            cost_micros=cost,
+            provider="month",
+            model="month",
+            generation_id=None,
+            request_id="month",
+        )
+        self.counts["settled"] += 1
 
     async def database_value(self, user_id: uuid.UUID) -> str | None:
         """The hash of the key that the user has in use."""
@@ -194,7 +201,7 @@ async def play(database: Database, *, users: int, calls: int, seed: int, show: C
     wire = Wire(app=app)
     wire.secrets = {}
     found = settings(OPENROUTER_BASE_URL=ADDRESS, OPENROUTER_MANAGEMENT_KEY=MANAGEMENT_KEY)
-    async with clock.installed(), Doors(database).opened() as doors, httpx.AsyncClient(transport=wire) as http:
+    async with clock.installed(), Doors(database, clock).opened() as doors, httpx.AsyncClient(transport=wire) as http:
         clients = Clients(http=http, supabase=cast(Supabase, doors), openrouter=OpenRouter(http, found))
         month = Month(database, doors, clock, http, wire.secrets, Provisioner.build(found, clients))
         await database.run("update doorkey.settings set max_keys_per_hour = null")
@@ -206,30 +213,25 @@ async def play(database: Database, *, users: int, calls: int, seed: int, show: C
 async def _go(month: Month, *, users: int, calls: int, seed: int, show: Callable[[int], None]) -> None:
     await month.sweep()
     begin = month.clock.now + timedelta(hours=1)
-    rotations = make_moments(seed + 1, max(1, users // 4), users, begin)
-    renewals = make_moments(seed + 2, users, users, begin)
-    next_sweep = begin
-    for done, call in enumerate(make_calls(seed, users, calls, begin)):
-        while next_sweep <= call.at:
-            await month.settle_until(next_sweep)
-            await month.clock.move_to(next_sweep)
-            while rotations and rotations[0][0] <= next_sweep:
-                at, user = rotations.pop(0)
-                await month.rotate(user, 3_600 if at.second % 2 else 0)
-            while renewals and renewals[0][0] <= next_sweep:
-                await month.renew(renewals.pop(0)[1])
+    rotations = deque(make_moments(seed + 1, max(1, users // 4), users, begin))
+    renewals = deque(make_moments(seed + 2, users, users, begin))
+    plan = deque(make_calls(seed, users, calls, begin))
+    for step in range((timedelta(days=DAYS) + QUIET) // STEP):
+        at = begin + step * STEP
+        month.clock.move_to(at)
+        if (at - begin) % SWEEP_EVERY == timedelta(0):
+            await asyncio.gather(*month.arrived())
+            while rotations and rotations[0][0] <= at:
+                asked_at, user = rotations.popleft()
+                await month.rotate(user, 3_600 if asked_at.second % 2 else 0)
+            while renewals and renewals[0][0] <= at:
+                await month.renew(renewals.popleft()[1])
             await month.sweep()
-            next_sweep += SWEEP_EVERY
-        await month.settle_until(call.at)
-        await month.clock.move_to(call.at)
-        await month.call(call)
-        show(done + 1)
-    # All is quiet: what is late comes, and is looked at twice.
-    for _ in range(30):
-        await month.settle_until(next_sweep)
-        await month.clock.move_to(next_sweep)
-        await month.sweep()
-        next_sweep += SWEEP_EVERY
+        now = []
+        while plan and plan[0].at < at + STEP:
+            now.append(month.call(plan.popleft()))
+        await asyncio.gather(*now, *month.arrived())
+        show(calls - len(plan))
 
 
 async def _verdict(month: Month) -> dict[str, Any]:
@@ -257,6 +259,7 @@ async def _verdict(month: Month) -> dict[str, Any]:
         }
         day += timedelta(days=1)
     charged = (await month.clock.rows("select sum(charged_cost_micros) from public.openrouter_user_keys"))[0][0]
+    await month.clock.tell_everybody()
     broken = await Credits(month.database).broken_rules()
     return {
         "users": len(month.users),
