@@ -8,15 +8,17 @@ docs/decisions/0022.
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends, FastAPI, Header, Request
+from fastapi import Depends, FastAPI, Header, Query, Request
 
 from functions.accounts import administration
 from functions.accounts.store import get_account
 from functions.clients.outside import Clients, build_clients
 from functions.credits import store as credits_store
+from functions.kit.clock import Clock, system_clock
 from functions.kit.errors import ProfileNotFound
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
+from functions.metering.drift_pages import DriftPage, DriftQuery, page_of_drift
 from functions.plans import store as plans_store
 from functions.web.application import OPERATOR_TOKEN, USER_TOKEN, ApplicationEntry, create_application
 from functions.web.operators import Operators
@@ -25,7 +27,7 @@ from functions.web.sessions import Sessions
 PREFIX = "/v1/admin"
 
 
-def build(settings: Settings, clients: Clients) -> FastAPI:
+def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> FastAPI:
     """The application for these settings; tests pass their own clients."""
     jwt_secret = settings.supabase_jwt_secret
     sessions = Sessions(
@@ -36,7 +38,7 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
     operators = Operators(sessions, settings.doorkey_operator_token_sha256)
     app = create_application(
         "doorkey for operators",
-        "Users, credits and plans.",
+        "Users, credits, plans and reports.",
         list(settings.doorkey_allowed_origins),
         openapi_url=f"{PREFIX}/openapi.json",
     )
@@ -100,6 +102,10 @@ def build(settings: Settings, clients: Clients) -> FastAPI:
         return administration.ChangedPlan(
             plan=change.plan_id, effective_at=change.effective_at, period_ends_at=change.period_ends_at
         )
+
+    @app.get(f"{PREFIX}/reports/drift", summary="Ledger, receipts and OpenRouter side by side, per key of a UTC day")
+    async def report_drift(_: Actor, query: Annotated[DriftQuery, Query()]) -> DriftPage:
+        return await page_of_drift(clients.supabase, query, clock())
 
     return app
 

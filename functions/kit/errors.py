@@ -29,6 +29,7 @@
     ├── BodyTooLarge              413  body_too_large
     ├── AmountOutOfRange          422  amount_out_of_range
     ├── SpanOutOfRange            422  span_out_of_range
+    ├── DayNotBegun               422  day_not_begun
     ├── IdempotencyKeyInvalid     422  idempotency_key_invalid
     ├── PostingInvalid            422  posting_invalid
     ├── RotatedTooOften           429  rotated_too_often
@@ -242,6 +243,13 @@ class SpanOutOfRange(DoorkeyError):
     """This span of time is empty, or longer than may be asked for at once."""
 
     code = "span_out_of_range"
+    status = 422
+
+
+class DayNotBegun(DoorkeyError):
+    """This day has not begun yet. Days are UTC days."""
+
+    code = "day_not_begun"
     status = 422
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from infra.cli import report_signups
+from infra.cli import report_drift, report_signups
 from infra.cli.running import errors, run_command
 
 app = typer.Typer(
@@ -19,11 +20,6 @@ app = typer.Typer(
 console = Console()
 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-
-
-@app.callback()
-def _reports() -> None:
-    """So that one report is still a command of its own."""
 
 
 @app.command(epilog="Example: [bold]doorkey report signups --days 14[/bold]")
@@ -39,3 +35,19 @@ def signups(
     """
     # What is read by a program goes out alone.
     run_command(report_signups.run(console, errors if as_json else console, days, as_json=as_json))
+
+
+@app.command(epilog="Example: [bold]doorkey report drift --day 2026-11-20[/bold]")
+def drift(
+    day: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Which UTC day; yesterday if not said.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compares the ledger, the receipts and OpenRouter's figures for a day, and shows the keys that differ, and why.
+
+    The exit code is 0 when every difference has a known cause, and 1 when one has none.
+    """
+    chosen = None if day is None else day.date()
+    # What is read by a program goes out alone.
+    run_command(report_drift.run(console, errors if as_json else console, chosen, as_json=as_json))
