@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from decimal import Decimal, localcontext
+from decimal import Decimal
 
 from functions.clients.supabase import DatabaseBusy, Supabase
 from functions.kit.errors import DayNotBegun
@@ -19,13 +19,11 @@ from functions.metering.store import KeyDay, report_drift
 KEYS_PER_PAGE = 500
 MAX_PAGES = 10_000
 UNKNOWN = "unknown"
-# A cost has up to thirty decimal places; Python's sums keep 28 digits in all if nobody says otherwise.
-EXACT_DIGITS = 100
 
 
 @dataclass
 class Totals:
-    """What some keys come to; amounts in micro-dollars, exact.
+    """What some keys come to; amounts in micro-dollars.
 
     Attributes:
         keys: how many.
@@ -50,18 +48,17 @@ class Totals:
 
     def add(self, keys: Iterable[KeyDay]) -> None:
         """Adds these."""
-        with localcontext(prec=EXACT_DIGITS):
-            for key in keys:
-                self.keys += 1
-                self.ledger_micros += key.ledger_micros
-                self.receipts_micros += key.receipts_micros
-                self.openrouter_micros += key.openrouter_micros
-                self.byok_micros += key.byok_micros
-                self.difference_micros += key.difference_micros
-                if key.cause is not None:
-                    self.causes[key.cause] += 1
-                if key.cause == UNKNOWN:
-                    self.unknown_micros += abs(key.difference_micros)
+        for key in keys:
+            self.keys += 1
+            self.ledger_micros += key.ledger_micros
+            self.receipts_micros += key.receipts_micros
+            self.openrouter_micros += key.openrouter_micros
+            self.byok_micros += key.byok_micros
+            self.difference_micros += key.difference_micros
+            if key.cause is not None:
+                self.causes[key.cause] += 1
+            if key.cause == UNKNOWN:
+                self.unknown_micros += abs(key.difference_micros)
 
 
 def choose_day(day: date | None, today: date) -> date:

@@ -1,6 +1,6 @@
 """The drift report for programs, page by page. These models are its documentation.
 
-The surprising thing: amounts are texts. They are exact, with fractions of a micro-dollar, and a JSON number is not.
+The surprising thing: amounts are texts. They have fractions of a micro-dollar, which many a reader of JSON rounds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DriftTotals(BaseModel):
 
 
 class DriftOfKey(BaseModel):
-    """One key on one day: the provider's cost in micro-dollars, exact."""
+    """One key on one day: the provider's cost in micro-dollars."""
 
     key_hash: str
     user_id: UUID

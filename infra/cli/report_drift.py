@@ -24,6 +24,8 @@ from functions.metering.store import KeyDay
 MAX_KEYS_KEPT = 10_000
 MAX_ROWS_SHOWN = 50
 KEY_CHARACTERS = 8
+# Of an amount, so that four of them and a cause stand in 80 columns.
+MAX_CHARACTERS = 14
 COLUMNS = ("ledger", "receipts", "OpenRouter", "difference")
 # As they are shown, in this order.
 CAUSES = {UNKNOWN: "unknown", "byok": "BYOK", "unseen": "unseen", "in_flight": "in flight"}
@@ -63,7 +65,7 @@ async def run(out: Console, notes: Console, day: date | None, *, as_json: bool) 
 def table_of(totals: Totals, differing: list[KeyDay]) -> Table:
     """The keys that differ, those without a known cause first; below them what all keys come to."""
     # No wider than it must be: 80 columns hold it.
-    table = Table("key", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
+    table = Table("key", box=box.SIMPLE_HEAD, show_edge=False, padding=0, show_footer=True)
     table.title = "In micro-dollars"
     sums = (totals.ledger_micros, totals.receipts_micros, totals.openrouter_micros, totals.difference_micros)
     table.columns[0].footer = "all keys"
@@ -105,7 +107,7 @@ def _report(day: date, totals: Totals, differing: list[KeyDay]) -> str:
 
 
 def _micros(amount: Decimal) -> str:
-    """To a thousandth of a micro-dollar, which is what differs at all."""
+    """To a thousandth of a micro-dollar, as long as there is room for it."""
     # Plus zero: never -0.
-    shown = f"{amount.quantize(_SHOWN_STEP) + 0:,f}"
-    return shown.rstrip("0").rstrip(".")
+    shown = f"{amount.quantize(_SHOWN_STEP) + 0:,f}".rstrip("0").rstrip(".")
+    return shown if len(shown) <= MAX_CHARACTERS else f"{amount:,.0f}"

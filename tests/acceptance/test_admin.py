@@ -285,7 +285,7 @@ async def test_the_description_says_what_operators_may_do(api: httpx.AsyncClient
     described = (await api.get("/v1/admin/openapi.json")).json()["paths"]
     assert {(path, method) for path, methods in described.items() for method in methods} == {
         ("/v1/admin/users/{user_id}", "get"), ("/v1/admin/users/{user_id}/credits", "post"),
-        ("/v1/admin/users/{user_id}/plan", "post"),
+        ("/v1/admin/users/{user_id}/plan", "post"), ("/v1/admin/reports/drift", "get"),
     }  # fmt: skip
     for path in ("/v1/admin", "/v1/admin/", "/v1/admin/users", "/v1/admin/me", "/v1/adminusers"):
         assert_problem(await api.get(path), 404, "route_not_found")
