@@ -44,7 +44,8 @@ def drawn(*shown: RenderableType) -> str:
 def test_one_too_many_does_not_make_up_for_one_too_few() -> None:
     totals = total(key(1, "5.5", "unknown"), key(2, "-5.5", "unknown"), key(3, 7, "in_flight"), key(4))
     assert (totals.keys, totals.differing, totals.unknown_micros) == (4, 3, Decimal(11))
-    assert (totals.ledger_micros, totals.openrouter_micros, totals.difference_micros) == (400, 407, 7)
+    amounts = (totals.ledger_micros, totals.openrouter_micros, totals.difference_micros)
+    assert amounts == (Decimal(400), Decimal(407), Decimal(7))
     assert dict(totals.causes) == {"unknown": 2, "in_flight": 1}
 
 
