@@ -11,6 +11,8 @@ from functions.kit.clock import Clock, system_clock
 from functions.kit.errors import DoorkeyError
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
+from functions.metering.drift_watch import DriftWatch
+from functions.metering.metrics import DRIFT_MICROS
 from functions.metering.sync import sync_usage
 from functions.offers.promises import grant_promised_credits
 from functions.plans.periods import expire_lots, renew_periods
@@ -29,6 +31,7 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
         deletes_strays=settings.doorkey_strays == "delete",
     )
 
+    drift = DriftWatch(provisioner.database, clock)
     chores: dict[str, Chore] = {
         "expired_holds": lambda request_id, is_time_left: expire_holds(
             provisioner.database, request_id=request_id, is_time_left=is_time_left
@@ -50,11 +53,13 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
             is_time_left=is_time_left,
             clock=clock,
         ),
+        "drift": lambda _, is_time_left: drift.go_on(is_time_left),
     }
+    gauges = {"drift_micros": DRIFT_MICROS}
 
     async def handle(_: Event) -> dict[str, Any]:
         try:
-            line = await sweep(provisioner, limits, chores, request_id=uuid.uuid4().hex, clock=clock)
+            line = await sweep(provisioner, limits, chores, gauges, request_id=uuid.uuid4().hex, clock=clock)
         except DoorkeyError as error:
             # Its line is written. Raising would have Lambda run it again at once, and the next minute does that anyway.
             return {"outcome": "failed", "error": error.code}

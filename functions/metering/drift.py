@@ -7,7 +7,7 @@ and receipts may come as late; until then a difference is `in_flight`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
@@ -76,7 +76,7 @@ def choose_day(day: date | None, today: date) -> date:
     return today - timedelta(days=1) if day is None else day
 
 
-async def read_pages(database: Supabase, day: date, after_key: str | None = None) -> AsyncIterator[list[KeyDay]]:
+async def read_pages(database: Supabase, day: date, after_key: str | None = None) -> AsyncGenerator[list[KeyDay], None]:
     """All keys about which anything is known on this day, by their hashes, page after page; the last may be empty.
 
     A page that takes the database too long is asked for again, half as long.

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 from functions.kit.clock import Clock
 from functions.kit.errors import DoorkeyError
-from functions.kit.observability import WorkLine
+from functions.kit.observability import Metric, WorkLine
 from functions.provisioning import metrics, store
 from functions.provisioning.redriving import Redrive
 from functions.provisioning.steps import Provisioner
@@ -44,7 +44,13 @@ Chore = Callable[[str, Callable[[], bool]], Awaitable[int | Mapping[str, int]]]
 
 
 async def sweep(
-    provisioner: Provisioner, settings: SweepSettings, chores: Mapping[str, Chore], *, request_id: str, clock: Clock
+    provisioner: Provisioner,
+    settings: SweepSettings,
+    chores: Mapping[str, Chore],
+    gauges: Mapping[str, Metric],
+    *,
+    request_id: str,
+    clock: Clock,
 ) -> WorkLine:
     """Enrols whom the trigger missed, redrives what is due, collects strays. Writes one line; returns it.
 
@@ -52,6 +58,7 @@ async def sweep(
         provisioner: works on each user who is due.
         settings: what the sweep may take.
         chores: what other nouns have done first, because keys may become due by it; by the name of its count.
+        gauges: which of their counts CloudWatch keeps; one that is not said is not measured.
         request_id: for the log.
         clock: tells the time.
 
@@ -80,7 +87,7 @@ async def sweep(
         line.measure(metrics.DEAD_ROWS, start.dead)
         line.measure(metrics.QUEUE_HELD, int(start.held_reason is not None))
         line.measure(metrics.HOURLY_BRAKE, int(start.is_braked))
-        await _do(chores, line, request_id, is_time_left)
+        await _do(chores, gauges, line, request_id, is_time_left)
         redrive = Redrive(provisioner, request_id, clock)
         await _redrive_beside_collection(redrive, provisioner, settings, line, clock, is_time_left)
         line.add(**redrive.facts())
@@ -94,12 +101,21 @@ async def sweep(
     return line
 
 
-async def _do(chores: Mapping[str, Chore], line: WorkLine, request_id: str, is_time_left: Callable[[], bool]) -> None:
+async def _do(
+    chores: Mapping[str, Chore],
+    gauges: Mapping[str, Metric],
+    line: WorkLine,
+    request_id: str,
+    is_time_left: Callable[[], bool],
+) -> None:
     for name, chore in chores.items():
         try:
             with line.step(name):
                 counted = await chore(request_id, is_time_left)
-                line.add(**(counted if isinstance(counted, Mapping) else {name: counted}))
+            counts = counted if isinstance(counted, Mapping) else {name: counted}
+            line.add(**counts)
+            for gauge in gauges.keys() & counts.keys():
+                line.measure(gauges[gauge], counts[gauge])
         except DoorkeyError as error:
             # The next sweep does it; what is due must not wait for that.
             line.add(**{f"{name}_error": error.code})

@@ -80,6 +80,7 @@ async def house(database_server: DatabaseServer) -> AsyncIterator[House]:
             )
         await database.run("insert into doorkey.key_usage_days select key_hash, '2026-01-01', 1 from doorkey.key_usage")
         await database.run("select doorkey.find_usage(array['seen'], 'foreign', array[1])")
+        await fill_offers_and_takings(database, people["owner"])
         columns = await Catalog(database.superuser_url).columns()
         async with AsyncExitStack() as stack:
             connections = {
@@ -93,6 +94,27 @@ async def house(database_server: DatabaseServer) -> AsyncIterator[House]:
             )
             yield house
             assert await house.contents() == before
+
+
+async def fill_offers_and_takings(database: Database, user_id: uuid.UUID) -> None:
+    """A row in each table that is empty until an operator does something."""
+    await database.run("insert into doorkey.welcome_offers (code, amount_micros) values ('seen', 1)")
+    await database.run("insert into doorkey.welcome_arms (experiment, arm, amount_micros) values ('seen', 'a', 1)")
+    await database.run(
+        "insert into doorkey.welcomes (user_id, amount_micros, review) values (%s, 1, 'none')", (user_id,)
+    )
+    await database.run(
+        "insert into doorkey.promised_credits"
+        " (user_id, about_user_id, waits_for, amount_micros, idempotency_key, reason, lapses_at)"
+        " values (%s, %s, 'review', 1, 'seen', 'seen', now() + interval '1 day')",
+        (user_id, user_id),
+    )
+    await database.run("insert into doorkey.known_people (person_hash, user_id) values ('seen', %s)", (user_id,))
+    await database.run("insert into doorkey.signup_ranges (user_id, range_hash) values (%s, 'seen')", (user_id,))
+    await database.run(
+        "select doorkey.take_credits(%s, 'adjustment', 1, 'seen', 'A mistake', 'operator', 'r', null)", (user_id,)
+    )
+    await database.run("select doorkey.change_plan(%s, 'starter', 'now', 'seen', 'operator', 'seen', 'r')", (user_id,))
 
 
 async def test_every_open_door_is_tried(house: House, subject: SubjectName) -> None:

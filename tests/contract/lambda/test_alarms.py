@@ -11,10 +11,12 @@ import asyncio
 import io
 import json
 import re
+import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from functions.clients.outside import Clients, build_clients
 from functions.kit import observability
 from functions.kit.observability import Metric, logger, start_logging
 from functions.kit.settings import Settings
+from functions.metering import metrics as metering_metrics
 from functions.provisioning import metrics
 from functions.provisioning.names import KeyName
 from functions.provisioning.steps import Outcome
@@ -35,7 +38,7 @@ from tests.support.lambda_events import SCHEDULED, event
 from tests.support.scenes import Between, Scene, instead
 
 ALARMS = (
-    "SweepLate", "QueueLate", "DeadRows", "QueueHeld", "KeyRejected", "Strays", "HourlyBrake", "ServerErrors",
+    "SweepLate", "QueueLate", "DeadRows", "QueueHeld", "KeyRejected", "Strays", "Drift", "HourlyBrake", "ServerErrors",
 )  # fmt: skip
 STAGE = "prod"
 HOUR_SECONDS = 3_600
@@ -231,6 +234,43 @@ async def test_strays_that_stay_or_are_not_looked_for_raise_the_alarm(
     assert state_of(alarm, [gone, *earlier], now_seconds=gone.at_seconds + 1, before="OK") == "OK"
 
 
+@pytest.fixture
+async def odd_key(scene: Scene) -> AsyncIterator[str]:
+    """A key that OpenRouter had spend a dollar and a fraction yesterday, of which nothing else is known."""
+    await scene.provision()
+    key_hash = secrets.token_hex(32)
+    await scene.sql(
+        "insert into public.openrouter_user_keys (key_hash, user_id, key_name, attempt, status, deleted_at)"
+        " values (%s, %s, 'odd', 1, 'deleted', now())",
+        key_hash,
+        scene.user_id,
+    )
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    await scene.sql("insert into doorkey.key_usage_days values (%s, %s, 1000000.2)", key_hash, yesterday)
+    yield key_hash
+    await scene.sql("delete from doorkey.key_usage_days where key_hash = %s", key_hash)
+    await scene.sql("delete from public.openrouter_user_keys where key_hash = %s", key_hash)
+
+
+async def test_drift_that_nobody_can_explain_or_tell_raises_the_alarm(
+    alarms: Alarms, scene: Scene, odd_key: str, log: io.StringIO
+) -> None:
+    alarm = alarms["Drift"]
+    await run_sweep(scene.stack)
+    (odd,) = [p for p in datapoints_of(log.getvalue()) if p.name == "DriftMicros"]
+    assert odd.value >= 1_000_001
+    assert judge(alarm, log.getvalue()) == "ALARM"
+    await scene.sql("delete from doorkey.key_usage_days where key_hash = %s", odd_key)
+    log.seek(0)
+    log.truncate()
+    # It can't be told: that is as bad.
+    await run_sweep(scene.stack, Between(before=instead("report_drift", 500, "{}")))
+    assert "DriftMicros" not in {p.name for p in datapoints_of(log.getvalue())}
+    assert judge(alarm, log.getvalue()) == "ALARM"
+    await run_sweep(scene.stack)
+    assert judge(alarm, log.getvalue(), before="ALARM") == "OK"
+
+
 async def test_an_hour_that_is_full_raises_the_alarm(
     alarms: Alarms, stack: Stack, scene: Scene, log: io.StringIO
 ) -> None:
@@ -270,7 +310,7 @@ def test_every_alarm_is_tried_here_and_tells_the_topic(alarms: Alarms) -> None:
 
 def emitted() -> dict[str, Metric]:
     """Every metric that the code knows."""
-    declared = [value for module in (metrics, observability) for value in vars(module).values()]
+    declared = [value for module in (metrics, metering_metrics, observability) for value in vars(module).values()]
     counted = [metrics.attempts(outcome) for outcome in (*Outcome, "failed") if outcome is not Outcome.NOTHING_TO_DO]
     return {metric.name: metric for metric in (*declared, *counted) if isinstance(metric, Metric)}
 
