@@ -104,7 +104,7 @@ def _table(held: list[HeldWelcome]) -> Table:
     for name in ("user", "since", "welcome"):
         # Whole at any width: it is copied into the next command.
         table.add_column(name, no_wrap=True)
-    table.add_column("because")
+    table.add_column("because", overflow="fold", min_width=15)
     table.add_column("by")
     for welcome in held:
         chosen_by = welcome.offer_code or (welcome.experiment and f"{welcome.experiment} / {welcome.arm}") or "plan"
