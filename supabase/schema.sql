@@ -5568,7 +5568,7 @@ begin
   -- All at once, as it nearly always goes, and from the row at hand: a handler for each part costs a signup more.
   begin
     select * into v_settings from doorkey.settings;
-    if coalesce(new.created_at, now()) >= v_settings.installed_at and new.deleted_at is null then
+    if coalesce(new.created_at, now()) >= v_settings.installed_at then
       v_state := doorkey.first_state(
         new.is_anonymous, new.email_confirmed_at is not null or new.phone_confirmed_at is not null);
       insert into doorkey.provisioning (user_id, state)
