@@ -18,6 +18,18 @@ MODELS = {
     "simulator/own-key": 2,
 }
 
+# What this model costs shows an hour after the call.
+LATE_MODEL = "anthropic/claude-sonnet-4.5"
+USAGE_LATE = timedelta(hours=1)
+# Who is on which plan, in turns. Starters' periods are weeks here, so that some end within the month; trials are small
+# enough to be used up. One markup for all: the rule that each cost is charged knows only that of the present plan.
+PLANS = ("trial", "starter", "starter", "professional", "enterprise")
+EDIT_PLANS = """
+update public.plans set markup = 1.3;
+update public.plans set period_days = 7 where id = 'starter';
+update public.plans set welcome_credits_micros = 30000 where id = 'trial';
+"""
+
 
 class Fate(StrEnum):
     """What becomes of a call."""

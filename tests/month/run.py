@@ -19,6 +19,7 @@ from decimal import Decimal
 from typing import Any, cast
 
 import httpx
+from starlette.types import ASGIApp
 
 from functions.clients.openrouter import OpenRouter
 from functions.clients.outside import Clients
@@ -28,13 +29,26 @@ from functions.credits.holds import expire_holds
 from functions.kit.errors import DoorkeyError
 from functions.metering.store import report_drift
 from functions.metering.sync import sync_usage
+from functions.plans import store as plan_store
+from functions.plans.periods import expire_lots, renew_periods
 from functions.provisioning import store as provisioning_store
 from functions.provisioning.steps import Provisioner
 from infra.local.openrouter.app import create_app
 from infra.local.openrouter.config import Config
 from tests.month.clock import START, MovedClock
 from tests.month.direct import Doors
-from tests.month.plan import DAYS, Call, Fate, make_calls, make_moments
+from tests.month.plan import (
+    DAYS,
+    EDIT_PLANS,
+    LATE_MODEL,
+    PLANS,
+    USAGE_LATE,
+    Call,
+    Fate,
+    make_calls,
+    make_moments,
+)
+from tests.month.wire import ADDRESS, Wire, ask
 from tests.support.credit_doors import Credits
 from tests.support.databases import Database
 from tests.support.environment import settings
@@ -48,21 +62,8 @@ QUIET = timedelta(hours=30)
 MAX_REDRIVES = 20
 DUE_ROWS = 500
 PAGE_ROWS = 1_000
+CHORES = {"expired_holds": expire_holds, "renewals": renew_periods, "expired_lots": expire_lots}
 MANAGEMENT_KEY = "sk-or-v1-of-the-simulated-month"
-ADDRESS = "http://openrouter.local/api/v1"
-
-
-class Wire(httpx.ASGITransport):
-    """The way to the simulator; remembers the secret of each key that is made, as its user would."""
-
-    secrets: dict[str, str]
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        answer = await super().handle_async_request(request)
-        if request.method == "POST" and request.url.path.endswith("/keys"):
-            made = json.loads(await answer.aread())
-            self.secrets[made["data"]["hash"]] = made["key"]
-        return answer
 
 
 @dataclass
@@ -73,12 +74,15 @@ class Month:
     doors: Doors
     clock: MovedClock
     http: httpx.AsyncClient
+    app: ASGIApp
     secrets: dict[str, str]
     provisioner: Provisioner
     users: list[uuid.UUID] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     # Receipts on their way: when, in which order, which hold, what it cost.
     receipts: list[tuple[datetime, int, uuid.UUID, Decimal]] = field(default_factory=list)
+    # By when all of a user's usage shows.
+    shown_by: dict[int, datetime] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @property
@@ -89,7 +93,12 @@ class Month:
     async def sweep(self) -> None:
         """What the schedule does, without its waiting."""
         await provisioning_store.start_sweep(self.supabase, users=5_000)
-        await expire_holds(self.supabase, request_id="month", is_time_left=lambda: True)
+        self.counts.update(
+            {
+                name: await chore(self.supabase, request_id="month", is_time_left=lambda: True)
+                for name, chore in CHORES.items()
+            }
+        )
         self.counts.update(
             await sync_usage(
                 self.provisioner.openrouter,
@@ -140,21 +149,23 @@ class Month:
         """Asks the simulator; what it cost in micro-dollars, None: it was refused and cost nothing."""
         if key_hash is None:
             return None
-        answer = await self.http.post(
-            f"{ADDRESS}/chat/completions",
-            json={
+        if call.model == LATE_MODEL:
+            self.shown_by[call.user] = self.clock.now + USAGE_LATE
+        status, answer = await ask(
+            self.app,
+            self.secrets[key_hash],
+            {
                 "model": call.model,
                 "messages": [{"role": "user", "content": "word " * call.words}],
                 "max_tokens": call.max_tokens,
                 "stream": call.fate is Fate.ABORTED_STREAM,
             },
-            headers={"Authorization": f"Bearer {self.secrets[key_hash]}"},
         )
-        if answer.status_code != 200:
+        if status != 200:
             return None
         if call.fate is Fate.ABORTED_STREAM:
             return Decimal(0)
-        return Decimal(str(json.loads(answer.content, parse_float=Decimal)["usage"]["cost"])).scaleb(6)
+        return Decimal(str(json.loads(answer, parse_float=Decimal)["usage"]["cost"])).scaleb(6)
 
     def arrived(self) -> Iterator[Coroutine[Any, Any, None]]:
         """The receipts that have come by now, to be settled."""
@@ -181,30 +192,50 @@ class Month:
         return cast("str | None", rows[0][0])
 
     async def rotate(self, user: int, grace_seconds: int) -> None:
-        """The user wants another key."""
+        """The user wants another key; not while usage of theirs is still to show, for a key that is gone shows none."""
+        if self.clock.now < self.shown_by.get(user, self.clock.now):
+            self.counts["rotations_put_off"] += 1
+            return
         await self.clock.rows("select doorkey.request_key_rotation(%s, %s, 'month')", self.users[user], grace_seconds)
         self.counts["rotations"] += 1
 
-    async def renew(self, user: int) -> None:
-        """A period of theirs begins."""
-        await self.clock.rows(
-            "select doorkey.grant_credits(%s, 'renewal', 2000000, %s, 'A new period', 'month', null, 'month')",
-            *(self.users[user], f"month {next(self._numbers)}"),
-        )
-        self.counts["renewals"] += 1
+    async def change_plan(self, user: int, plan_id: str, takes_effect: str) -> None:
+        """An operator puts them on another plan."""
+        try:
+            await plan_store.change_plan(
+                self.supabase,
+                self.users[user],
+                plan_id=plan_id,
+                takes_effect=takes_effect,
+                idempotency_key=f"month {next(self._numbers)}",
+                actor="month",
+                reason="Another plan",
+                request_id="month",
+            )
+        except DoorkeyError as refusal:
+            self.counts[f"not_changed_{refusal.code}"] += 1
+            return
+        self.counts["plan_changes"] += 1
 
 
 async def play(database: Database, *, users: int, calls: int, seed: int, show: Callable[[int], None]) -> dict[str, Any]:
     """Plays it; what came of it."""
     clock = MovedClock(database)
-    app = create_app(Config(management_key=MANAGEMENT_KEY, credits_usd=Decimal(10**9), clock=clock.moment))
+    app = create_app(
+        Config(
+            management_key=MANAGEMENT_KEY,
+            credits_usd=Decimal(10**9),
+            clock=clock.moment,
+            usage_delay=lambda model: USAGE_LATE if model == LATE_MODEL else timedelta(0),
+        )
+    )
     wire = Wire(app=app)
     wire.secrets = {}
     found = settings(OPENROUTER_BASE_URL=ADDRESS, OPENROUTER_MANAGEMENT_KEY=MANAGEMENT_KEY)
     async with clock.installed(), Doors(database, clock).opened() as doors, httpx.AsyncClient(transport=wire) as http:
         clients = Clients(http=http, supabase=cast(Supabase, doors), openrouter=OpenRouter(http, found))
-        month = Month(database, doors, clock, http, wire.secrets, Provisioner.build(found, clients))
-        await database.run("update doorkey.settings set max_keys_per_hour = null")
+        month = Month(database, doors, clock, http, app, wire.secrets, Provisioner.build(found, clients))
+        await database.run("update doorkey.settings set max_keys_per_hour = null;" + EDIT_PLANS)
         month.users = [await database.insert_user() for _ in range(users)]
         await _go(month, users=users, calls=calls, seed=seed, show=show)
         return await _verdict(month)
@@ -212,9 +243,12 @@ async def play(database: Database, *, users: int, calls: int, seed: int, show: C
 
 async def _go(month: Month, *, users: int, calls: int, seed: int, show: Callable[[int], None]) -> None:
     await month.sweep()
+    for user in range(users):
+        if (plan_id := PLANS[user % len(PLANS)]) != PLANS[0]:
+            await month.change_plan(user, plan_id, "now")
     begin = month.clock.now + timedelta(hours=1)
     rotations = deque(make_moments(seed + 1, max(1, users // 4), users, begin))
-    renewals = deque(make_moments(seed + 2, users, users, begin))
+    changes = deque(make_moments(seed + 2, max(2, users // 4), users, begin))
     plan = deque(make_calls(seed, users, calls, begin))
     for step in range((timedelta(days=DAYS) + QUIET) // STEP):
         at = begin + step * STEP
@@ -224,8 +258,10 @@ async def _go(month: Month, *, users: int, calls: int, seed: int, show: Callable
             while rotations and rotations[0][0] <= at:
                 asked_at, user = rotations.popleft()
                 await month.rotate(user, 3_600 if asked_at.second % 2 else 0)
-            while renewals and renewals[0][0] <= at:
-                await month.renew(renewals.popleft()[1])
+            while changes and changes[0][0] <= at:
+                asked_at, user = changes.popleft()
+                plan_id = "professional" if asked_at.minute % 2 else "starter"
+                await month.change_plan(user, plan_id, "now" if asked_at.second % 2 else "period_end")
             await month.sweep()
         now = []
         while plan and plan[0].at < at + STEP:

@@ -56,7 +56,7 @@ def create_app(config: Config) -> Starlette:
     """
     connection = open_state(config.state_file)
     keys = KeyStore(connection, config.clock)
-    usage = UsageStore(connection, config.clock)
+    usage = UsageStore(connection, config.clock, config.usage_delay)
     gate = Gate(config.management_key, keys, config.clock)
     latency = Latency(config.latency_ms)
     faults = Faults(SimulatorFaultPlan)

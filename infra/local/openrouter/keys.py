@@ -33,7 +33,7 @@ select k.*,
     coalesce(sum(u.byok_nanos) filter (where u.day >= :week), 0) as byok_usage_weekly,
     coalesce(sum(u.nanos) filter (where u.day >= :month), 0) as usage_monthly,
     coalesce(sum(u.byok_nanos) filter (where u.day >= :month), 0) as byok_usage_monthly
-from ({keys}) k left join usage_days u on u.key_hash = k.hash
+from ({keys}) k left join usage_days u on u.key_hash = k.hash and u.shown_from <= :now
 group by k.position order by k.position desc
 """
 _BY_HASH = _SELECT.format(keys="select * from keys where hash = :hash")
@@ -201,7 +201,6 @@ class KeyStore:
             "workspace_id": chosen.workspace_id,
             "include_disabled": chosen.include_disabled,
             "include_expired": chosen.include_expired,
-            "now": iso_millis(self._clock()),
             "made_until": iso_micros(chosen.made_until) if chosen.made_until else None,
             "page_size": PAGE_SIZE,
             "offset": chosen.offset,
@@ -241,5 +240,6 @@ class KeyStore:
         return Key(row) if row is not None else None
 
     def _windows(self) -> dict[str, Any]:
-        windows = Windows.at(self._clock())
-        return {"day": windows.day, "week": windows.week, "month": windows.month}
+        now = self._clock()
+        windows = Windows.at(now)
+        return {"day": windows.day, "week": windows.week, "month": windows.month, "now": iso_millis(now)}

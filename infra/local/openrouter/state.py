@@ -8,7 +8,7 @@ moments.
 import sqlite3
 from pathlib import Path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 create table keys (
@@ -33,9 +33,10 @@ create table keys (
 create table usage_days (
     key_hash text not null,
     day text not null,
+    shown_from text not null,                    -- '' for what showed at once
     nanos integer not null,
     byok_nanos integer not null,
-    primary key (key_hash, day)
+    primary key (key_hash, day, shown_from)
 ) without rowid;
 create table generations (
     id text primary key,

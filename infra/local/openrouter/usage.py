@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 
+from infra.local.openrouter.config import at_once
 from infra.local.openrouter.windows import Windows, iso_millis
 
 ACTIVITY_DAYS = 30
@@ -24,9 +25,9 @@ insert into generations (
 )
 """
 _ADD_TO_DAY = """
-insert into usage_days (key_hash, day, nanos, byok_nanos)
-values (:key_hash, :day, :nanos, :byok_nanos)
-on conflict (key_hash, day) do update
+insert into usage_days (key_hash, day, shown_from, nanos, byok_nanos)
+values (:key_hash, :day, :shown_from, :nanos, :byok_nanos)
+on conflict (key_hash, day, shown_from) do update
 set nanos = nanos + excluded.nanos, byok_nanos = byok_nanos + excluded.byok_nanos
 """
 # Rows are per day and model, as the documents say of endpoints, and never per key: whoever wants
@@ -66,16 +67,27 @@ class Generation:
 class UsageStore:
     """What was spent, by whom, when and on what."""
 
-    def __init__(self, connection: sqlite3.Connection, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        clock: Callable[[], datetime],
+        delay: Callable[[str], timedelta] = at_once,
+    ) -> None:
         self._connection = connection
         self._clock = clock
+        self._delay = delay
         # Asked before every chat, and only this process writes: so it's summed up once.
         self._total_nanos: int = connection.execute("select coalesce(sum(nanos), 0) from usage_days").fetchone()[0]
 
     def record(self, generation: Generation) -> None:
-        """Charges a generation to its key, now."""
-        now = self._clock()
-        values = asdict(generation) | {"created_at": iso_millis(now), "day": Windows.at(now).day}
+        """Charges a generation to its key: it's of today, also if it shows later."""
+        now, delay = self._clock(), self._delay(generation.model)
+        shown_from = iso_millis(now + delay) if delay else ""
+        values = asdict(generation) | {
+            "created_at": iso_millis(now),
+            "day": Windows.at(now).day,
+            "shown_from": shown_from,
+        }
         with self._connection:
             self._connection.execute(_INSERT_GENERATION, values)
             self._connection.execute(_ADD_TO_DAY, values)

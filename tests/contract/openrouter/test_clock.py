@@ -159,6 +159,18 @@ async def test_activity_tells_of_completed_days_only(management: httpx.AsyncClie
     assert await read() == []
 
 
+async def test_usage_can_show_an_hour_late_and_is_of_the_day_of_the_call() -> None:
+    clock = Clock(datetime(2026, 11, 15, 23, 30, tzinfo=UTC))
+    app = create_app(Config(MANAGEMENT_KEY, clock=clock, usage_delay=lambda _: timedelta(hours=1)))
+    headers = {"Authorization": f"Bearer {MANAGEMENT_KEY}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL, headers=headers) as management:
+        secret, path = await make(management)
+        (await spend(management, secret)).raise_for_status()
+        assert await read_windows(management, path) == [0, 0, 0, 0]
+        clock.now += timedelta(hours=1)
+        assert (await read_windows(management, path))[:2] == [0.01, 0]
+
+
 async def test_fault_can_lose_the_answer_of_work_that_was_done_and_is_not_repeated() -> None:
     transport = httpx.ASGITransport(create_app(Config(MANAGEMENT_KEY)))
     async with httpx.AsyncClient(transport=transport, headers={OPENROUTER.header: "1"}) as client:
