@@ -140,42 +140,46 @@ revoke all on table doorkey.credit_lots from public, anon, authenticated, servic
 revoke all on sequence doorkey.credit_lots_id_seq from public, anon, authenticated, service_role;
 
 -- Every statement that adds entries must add whole, balanced transactions; then it moves the cached balances.
+-- Each row of another table is looked up by its primary key, never joined: the plans are kept for the session, from
+-- whatever number of entries came first; and of a check that no row ever fails the planner expects the first row to.
 create or replace function doorkey.apply_entries() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
+declare
+  v_moved record;
 begin
   if exists (
     select from added as a
-      join public.credit_transactions as t on t.id = a.transaction_id
-     group by t.id, t.amount_micros
+     group by a.transaction_id
     having sum(a.amount_micros) <> 0
         or sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired'))
-           is distinct from t.amount_micros
-        or count(*) <> (select count(*) from doorkey.ledger_entries as e where e.transaction_id = t.id)
+           is distinct from (select t.amount_micros from public.credit_transactions as t where t.id = a.transaction_id)
+        or count(*) <> (select count(*) from doorkey.ledger_entries as e where e.transaction_id = a.transaction_id)
   ) then
     raise exception 'ledger_unbalanced'
       using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
   end if;
-  update public.credit_accounts as c
-     set available_micros = c.available_micros + s.available,
-         held_micros = c.held_micros + s.held,
-         leaving_micros = c.leaving_micros + s.leaving,
-         debt_micros = c.debt_micros - s.debt,
-         receivable_micros = c.receivable_micros - s.receivable,
-         period_spent_micros = c.period_spent_micros + s.spent,
-         updated_at = now()
-    from (
-      select t.user_id,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
-        from added as a join public.credit_transactions as t on t.id = a.transaction_id
-       group by t.user_id
-    ) as s
-   where c.user_id = s.user_id;
+  for v_moved in
+    select (select t.user_id from public.credit_transactions as t where t.id = a.transaction_id) as user_id,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
+      from added as a
+     group by 1
+  loop
+    update public.credit_accounts as c
+       set available_micros = c.available_micros + v_moved.available,
+           held_micros = c.held_micros + v_moved.held,
+           leaving_micros = c.leaving_micros + v_moved.leaving,
+           debt_micros = c.debt_micros - v_moved.debt,
+           receivable_micros = c.receivable_micros - v_moved.receivable,
+           period_spent_micros = c.period_spent_micros + v_moved.spent,
+           updated_at = now()
+     where c.user_id = v_moved.user_id;
+  end loop;
   return null;
 end
 $$;

@@ -71,25 +71,23 @@ revoke all on function doorkey.take_from_lots(bigint[], bigint[], text, text, te
 create or replace function doorkey.post_out_leaving_of(p_user_ids uuid[]) returns void
 language sql security definer set search_path = ''
 as $$
-  with leaving as materialized (
-    select t.*, g.taken_micros
+  with posted as (
+    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+    select t.user_id, t.type, -g.taken_micros, 'left:' || t.id, t.reason, t.actor, t.request_id
       from doorkey.credit_takings as g join public.credit_transactions as t on t.id = g.transaction_id
      where g.user_id = any (p_user_ids) and g.left_transaction_id is null and g.taken_micros > 0
        and not doorkey.is_limit_to_be_lowered(g.user_id)
-  ), posted as (
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    select l.user_id, l.type, -l.taken_micros, 'left:' || l.id, l.reason, l.actor, l.request_id
-      from leaving as l order by l.id
-    returning id, idempotency_key
+     order by t.id
+    returning id, type, amount_micros, idempotency_key
   ), marked as (
     update doorkey.credit_takings as g set left_transaction_id = p.id
-      from leaving as l join posted as p on p.idempotency_key = 'left:' || l.id where g.transaction_id = l.id
+      from posted as p where g.transaction_id = split_part(p.idempotency_key, ':', 2)::bigint
   )
   insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
   select p.id, e.account, e.amount
-    from leaving as l join posted as p on p.idempotency_key = 'left:' || l.id
-   cross join lateral (values ('leaving'::doorkey.ledger_account, -l.taken_micros),
-                              (doorkey.end_of(l.type), l.taken_micros)) as e (account, amount);
+    from posted as p
+   cross join lateral (values ('leaving'::doorkey.ledger_account, p.amount_micros),
+                              (doorkey.end_of(p.type), -p.amount_micros)) as e (account, amount);
 $$;
 revoke all on function doorkey.post_out_leaving_of(uuid[]) from public, anon, authenticated, service_role;
 
@@ -218,13 +216,10 @@ as $$
 $$;
 revoke all on function doorkey.move_periods_back(integer, text) from public, anon, authenticated, service_role;
 
--- (The ledger's trigger keeps the plan that it makes first. From a thousand rows it would make one that reads whole tables,
--- and every small posting of the session would do so from then on: hence the two settings, here and below.)
-
 -- Renews periods that are over, the longest over first, and begins those of accounts that never had one though their plan
 -- has; how many. An allowance of which nothing was spent only moves.
 create or replace function doorkey.renew_periods(p_rows integer, p_request_id text) returns integer
-language plpgsql security definer set search_path = '' set enable_hashjoin = off set enable_mergejoin = off
+language plpgsql security definer set search_path = ''
 as $$
 declare
   v_due uuid[];
@@ -292,7 +287,7 @@ grant execute on function public.renew_periods(integer, text) to service_role;
 -- Expires what is left of lots that have had their time, the longest over first; of how many. The allowance of a period
 -- that is to be renewed is not among them. What an open hold keeps expires when the hold is closed.
 create or replace function doorkey.expire_lots(p_rows integer, p_request_id text) returns integer
-language plpgsql security definer set search_path = '' set enable_hashjoin = off set enable_mergejoin = off
+language plpgsql security definer set search_path = ''
 as $$
 declare
   v_users uuid[];
