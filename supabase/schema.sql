@@ -2324,39 +2324,41 @@ create or replace function doorkey.apply_entries()
   security definer
   set search_path to ''
   AS $function$
+declare
+  v_moved record;
 begin
   if exists (
     select from added as a
-      join public.credit_transactions as t on t.id = a.transaction_id
-     group by t.id, t.amount_micros
+     group by a.transaction_id
     having sum(a.amount_micros) <> 0
         or sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired'))
-           is distinct from t.amount_micros
-        or count(*) <> (select count(*) from doorkey.ledger_entries as e where e.transaction_id = t.id)
+           is distinct from (select t.amount_micros from public.credit_transactions as t where t.id = a.transaction_id)
+        or count(*) <> (select count(*) from doorkey.ledger_entries as e where e.transaction_id = a.transaction_id)
   ) then
     raise exception 'ledger_unbalanced'
       using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
   end if;
-  update public.credit_accounts as c
-     set available_micros = c.available_micros + s.available,
-         held_micros = c.held_micros + s.held,
-         leaving_micros = c.leaving_micros + s.leaving,
-         debt_micros = c.debt_micros - s.debt,
-         receivable_micros = c.receivable_micros - s.receivable,
-         period_spent_micros = c.period_spent_micros + s.spent,
-         updated_at = now()
-    from (
-      select t.user_id,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
-             coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
-        from added as a join public.credit_transactions as t on t.id = a.transaction_id
-       group by t.user_id
-    ) as s
-   where c.user_id = s.user_id;
+  for v_moved in
+    select (select t.user_id from public.credit_transactions as t where t.id = a.transaction_id) as user_id,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
+      from added as a
+     group by 1
+  loop
+    update public.credit_accounts as c
+       set available_micros = c.available_micros + v_moved.available,
+           held_micros = c.held_micros + v_moved.held,
+           leaving_micros = c.leaving_micros + v_moved.leaving,
+           debt_micros = c.debt_micros - v_moved.debt,
+           receivable_micros = c.receivable_micros - v_moved.receivable,
+           period_spent_micros = c.period_spent_micros + v_moved.spent,
+           updated_at = now()
+     where c.user_id = v_moved.user_id;
+  end loop;
   return null;
 end
 $function$;
@@ -3839,8 +3841,6 @@ create or replace function doorkey.expire_lots (
   language plpgsql
   security definer
   set search_path to ''
-  set enable_hashjoin to 'off'
-  set enable_mergejoin to 'off'
   AS $function$
 declare
   v_users uuid[];
@@ -5997,25 +5997,23 @@ create or replace function doorkey.post_out_leaving_of (
   security definer
   set search_path to ''
   AS $function$
-  with leaving as materialized (
-    select t.*, g.taken_micros
+  with posted as (
+    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+    select t.user_id, t.type, -g.taken_micros, 'left:' || t.id, t.reason, t.actor, t.request_id
       from doorkey.credit_takings as g join public.credit_transactions as t on t.id = g.transaction_id
      where g.user_id = any (p_user_ids) and g.left_transaction_id is null and g.taken_micros > 0
        and not doorkey.is_limit_to_be_lowered(g.user_id)
-  ), posted as (
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    select l.user_id, l.type, -l.taken_micros, 'left:' || l.id, l.reason, l.actor, l.request_id
-      from leaving as l order by l.id
-    returning id, idempotency_key
+     order by t.id
+    returning id, type, amount_micros, idempotency_key
   ), marked as (
     update doorkey.credit_takings as g set left_transaction_id = p.id
-      from leaving as l join posted as p on p.idempotency_key = 'left:' || l.id where g.transaction_id = l.id
+      from posted as p where g.transaction_id = split_part(p.idempotency_key, ':', 2)::bigint
   )
   insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
   select p.id, e.account, e.amount
-    from leaving as l join posted as p on p.idempotency_key = 'left:' || l.id
-   cross join lateral (values ('leaving'::doorkey.ledger_account, -l.taken_micros),
-                              (doorkey.end_of(l.type), l.taken_micros)) as e (account, amount);
+    from posted as p
+   cross join lateral (values ('leaving'::doorkey.ledger_account, p.amount_micros),
+                              (doorkey.end_of(p.type), -p.amount_micros)) as e (account, amount);
 $function$;
 
 revoke all on function "doorkey"."post_out_leaving_of"(uuid[]) from public;
@@ -6646,8 +6644,6 @@ create or replace function doorkey.renew_periods (
   language plpgsql
   security definer
   set search_path to ''
-  set enable_hashjoin to 'off'
-  set enable_mergejoin to 'off'
   AS $function$
 declare
   v_due uuid[];
