@@ -39,7 +39,7 @@ RESERVE = Rpc(
 )
 SETTLE = Rpc(
     "settle_credits",
-    ("hold_id", "cost_micros", "provider", "model", "generation_id", "request_id"),
+    ("hold_id", "cost_micros", "tokens", "provider", "model", "generation_id", "request_id"),
     "service_role",
     own_door="settle_my_hold",
 )
@@ -175,6 +175,7 @@ async def settle(
     hold_id: UUID,
     *,
     cost_micros: Decimal,
+    tokens: int | None = None,
     provider: str | None,
     model: str | None,
     generation_id: str | None,
@@ -187,6 +188,8 @@ async def settle(
         database: the Data API.
         hold_id: of the call.
         cost_micros: what it cost at the provider, exactly as received.
+        tokens: how many it was, both ways; what it is charged by on a plan with a price for tokens. None: nobody knows,
+            and it is charged by its cost; 10^9 at most.
         provider: who served it.
         model: which one.
         generation_id: what OpenRouter calls the call.
@@ -206,6 +209,7 @@ async def settle(
             # As text: a JSON number would pass through somebody's binary fractions. And without an exponent: a proof is
             # over what Postgres writes. (Its zero has no sign.)
             "cost_micros": format(abs(cost_micros) if cost_micros.is_zero() else cost_micros, "f"),
+            "tokens": tokens,
             "provider": provider,
             "model": model,
             "generation_id": generation_id,

@@ -27,7 +27,7 @@ PAIR = """
 \\set n random(1, :people)
 select hold_id from public.reserve_credits(md5('user' || :n)::uuid, 1000, 60, gen_random_uuid()::text, null, 'bench')
 \\gset
-select * from public.settle_credits(':hold_id', 10.5, 'a provider', 'a/model', gen_random_uuid()::text, 'bench');
+select * from public.settle_credits(':hold_id', 10.5, null, 'a provider', 'a/model', gen_random_uuid()::text, 'bench');
 """
 
 

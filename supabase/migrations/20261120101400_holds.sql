@@ -38,6 +38,8 @@ create table if not exists doorkey.credit_holds (
   model text,
   generation_id text,
   cost_micros numeric check (cost_micros between 0 and 1000000000000),
+  -- How many tokens it was, if that was said.
+  tokens bigint check (tokens between 0 and 1000000000),
   charged_micros bigint check (charged_micros >= 0),
   owed_micros bigint check (owed_micros between 0 and charged_micros),
   created_at timestamptz not null default now(),
@@ -51,7 +53,7 @@ create table if not exists doorkey.credit_holds (
     (state = 'settled') = (settled_at is not null)
     and num_nulls(settled_at, cost_micros, charged_micros, owed_micros) in (0, 4)),
   constraint settled_with_its_call check (
-    state = 'settled' or (provider is null and model is null and generation_id is null)),
+    state = 'settled' or num_nonnulls(tokens, provider, model, generation_id) = 0),
   -- Whoever sends keys chooses them: nobody's stands in the way of another's.
   constraint one_hold_for_each_key_of_a_user unique (user_id, idempotency_key)
 );
@@ -263,19 +265,32 @@ end
 $$;
 revoke all on function doorkey.follow_key(uuid, text) from public, anon, authenticated, service_role;
 
--- Charges what something cost the provider: times the plan's markup, rounded down to what can be posted, and the remainder
--- carried to the next charge. A hold pays first, then what is available; beyond that it is owed. Every charge is computed
--- here. The account is locked by the caller.
+-- What a call costs its user, to the fraction: by the plan's price for tokens where it has one and it is known how many
+-- they were, and else by the provider's cost. (Multiplied, because a quotient may be rounded.)
+create or replace function doorkey.price_of(p_plan public.plans, p_cost_micros numeric, p_tokens bigint) returns numeric
+language sql immutable security definer set search_path = ''
+as $$
+  select case when p_plan.charges_by = 'tokens' and p_tokens is not null
+              then p_tokens::numeric * p_plan.token_price_micros_per_1k * 0.001
+              else p_cost_micros * p_plan.markup end;
+$$;
+revoke all on function doorkey.price_of(public.plans, numeric, bigint) from public, anon, authenticated, service_role;
+
+-- Charges what something cost the provider, or its tokens (null: nobody knows them), at the plan's price: rounded down to
+-- what can be posted, and the remainder carried to the next charge. A hold pays first, then what is available; beyond that
+-- it is owed. Every charge is computed here. The account is locked by the caller. is_above_cost: it was more than the
+-- cost times the markup, and so the limit of the key shrinks.
 create or replace function doorkey.post_charge(
-  p_user_id uuid, p_cost_micros numeric, p_held_micros bigint, p_type text, p_idempotency_key text, p_reason text,
-  p_provider text, p_model text, p_request_id text,
-  out charged_micros bigint, out owed_micros bigint, out exact_micros numeric, out transaction_id bigint
+  p_user_id uuid, p_cost_micros numeric, p_tokens bigint, p_held_micros bigint, p_type text, p_idempotency_key text,
+  p_reason text, p_provider text, p_model text, p_request_id text,
+  out charged_micros bigint, out owed_micros bigint, out is_above_cost boolean, out transaction_id bigint
 )
 language plpgsql security definer set search_path = ''
 as $$
 declare
   v_account public.credit_accounts;
   v_plan public.plans;
+  v_price numeric;
   v_carried numeric;
   v_from_held bigint;
   v_from_available bigint;
@@ -283,8 +298,9 @@ declare
 begin
   select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
   select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
-  exact_micros := p_cost_micros * v_plan.markup;
-  v_carried := exact_micros + v_account.remainder_micros;
+  v_price := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
+  is_above_cost := v_price > p_cost_micros * v_plan.markup;
+  v_carried := v_price + v_account.remainder_micros;
   charged_micros := floor(v_carried);
   v_from_held := case when v_plan.is_uncapped then 0 else least(p_held_micros, charged_micros) end;
   v_from_available := case when v_plan.is_uncapped then 0
@@ -300,7 +316,7 @@ begin
   update public.credit_accounts as a set remainder_micros = v_carried - charged_micros where a.user_id = p_user_id;
 end
 $$;
-revoke all on function doorkey.post_charge(uuid, numeric, bigint, text, text, text, text, text, text)
+revoke all on function doorkey.post_charge(uuid, numeric, bigint, bigint, text, text, text, text, text, text)
   from public, anon, authenticated, service_role;
 
 -- A cost as a provider may name it. (NaN is more than any number.)
@@ -316,11 +332,30 @@ end
 $$;
 revoke all on function doorkey.check_cost(numeric) from public, anon, authenticated, service_role;
 
--- Charges what the call of this hold cost the provider, in micro-dollars and exactly as received. Works on a hold in any
--- state; asked again with the same content it answers again. A user: the hold must be theirs; null: anybody's.
+-- A price by tokens may be more than the cost that the key was charged: then what is left is less than the key may still
+-- spend, and it is looked at. Never waits, as above. What it may spend more, because the price was less, it gets when the
+-- next sweep comes by, or whenever its limit is set for another reason.
+create or replace function doorkey.lower_key(p_user_id uuid, p_key_hash text) returns void
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  if exists (select from public.openrouter_user_keys as k cross join lateral doorkey.key_limit(p_user_id, k.key_hash) as l
+              where k.key_hash = p_key_hash and k.status <> 'deleted' and k.limit_micros > l.limit_micros) then
+    perform from doorkey.provisioning as p where p.user_id = p_user_id for update skip locked;
+    if found then
+      perform doorkey.want(p_user_id);
+    end if;
+  end if;
+end
+$$;
+revoke all on function doorkey.lower_key(uuid, text) from public, anon, authenticated, service_role;
+
+-- Charges what the call of this hold cost the provider, in micro-dollars and exactly as received, or its tokens on a plan
+-- with a price for them. Works on a hold in any state; asked again with the same content it answers again. A user: the
+-- hold must be theirs; null: anybody's.
 create or replace function doorkey.settle_hold(
-  p_user_id uuid, p_hold_id uuid, p_cost_micros numeric, p_provider text, p_model text, p_generation_id text,
-  p_request_id text
+  p_user_id uuid, p_hold_id uuid, p_cost_micros numeric, p_tokens bigint, p_provider text, p_model text,
+  p_generation_id text, p_request_id text
 ) returns table (charged_micros bigint, owed_micros bigint)
 language plpgsql security definer set search_path = ''
 as $$
@@ -329,10 +364,13 @@ declare
   v_charge record;
 begin
   perform doorkey.check_cost(p_cost_micros);
+  if p_tokens not between 0 and 1000000000 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A call has 0 to 1000000000 tokens.';
+  end if;
   v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
   if v_hold.state = 'settled' then
-    if (v_hold.cost_micros, v_hold.provider, v_hold.model, v_hold.generation_id)
-       is distinct from (p_cost_micros, p_provider, p_model, p_generation_id) then
+    if (v_hold.cost_micros, v_hold.tokens, v_hold.provider, v_hold.model, v_hold.generation_id)
+       is distinct from (p_cost_micros, p_tokens, p_provider, p_model, p_generation_id) then
       raise sqlstate 'PT409' using message = 'idempotency_conflict',
         hint = 'This hold was settled with another content. A hold is for one call.';
     end if;
@@ -340,8 +378,8 @@ begin
     return;
   end if;
   v_charge := doorkey.post_charge(
-    v_hold.user_id, p_cost_micros, v_hold.held_micros, 'usage', 'hold:' || v_hold.id, 'Call', p_provider, p_model,
-    p_request_id);
+    v_hold.user_id, p_cost_micros, p_tokens, v_hold.held_micros, 'usage', 'hold:' || v_hold.id, 'Call', p_provider,
+    p_model, p_request_id);
   update public.openrouter_user_keys as k
      set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
          -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
@@ -351,25 +389,28 @@ begin
    where k.key_hash = v_hold.key_hash;
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
-         cost_micros = p_cost_micros, charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros,
-         closed_at = coalesce(h.closed_at, now()), settled_at = now()
+         cost_micros = p_cost_micros, tokens = p_tokens, charged_micros = v_charge.charged_micros,
+         owed_micros = v_charge.owed_micros, closed_at = coalesce(h.closed_at, now()), settled_at = now()
    where h.id = v_hold.id;
   perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
+  if v_charge.is_above_cost then
+    perform doorkey.lower_key(v_hold.user_id, v_hold.key_hash);
+  end if;
   return query select v_charge.charged_micros, v_charge.owed_micros;
 end
 $$;
-revoke all on function doorkey.settle_hold(uuid, uuid, numeric, text, text, text, text)
+revoke all on function doorkey.settle_hold(uuid, uuid, numeric, bigint, text, text, text, text)
   from public, anon, authenticated, service_role;
-grant execute on function doorkey.settle_hold(uuid, uuid, numeric, text, text, text, text) to service_role;
+grant execute on function doorkey.settle_hold(uuid, uuid, numeric, bigint, text, text, text, text) to service_role;
 
 create or replace function public.settle_credits(
-  hold_id uuid, cost_micros numeric, provider text, model text, generation_id text, request_id text
+  hold_id uuid, cost_micros numeric, tokens bigint, provider text, model text, generation_id text, request_id text
 ) returns table (charged_micros bigint, owed_micros bigint)
 language sql set search_path = ''
-as $$ select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6); $$;
-revoke all on function public.settle_credits(uuid, numeric, text, text, text, text)
+as $$ select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7); $$;
+revoke all on function public.settle_credits(uuid, numeric, bigint, text, text, text, text)
   from public, anon, authenticated, service_role;
-grant execute on function public.settle_credits(uuid, numeric, text, text, text, text) to service_role;
+grant execute on function public.settle_credits(uuid, numeric, bigint, text, text, text, text) to service_role;
 
 -- Ends an open hold without a charge: what it kept pays debts first, and is available again. The account is locked.
 create or replace function doorkey.close_hold(

@@ -355,32 +355,32 @@ grant execute on function public.reserve_my_credits(bigint, integer, text, text,
 
 -- Only a hold of one's own; and the cost is what the function says that it received.
 create or replace function doorkey.settle_my_hold(
-  p_hold_id uuid, p_cost_micros numeric, p_provider text, p_model text, p_generation_id text, p_request_id text,
-  p_proof_id text, p_proof_expires_at bigint, p_proof text
+  p_hold_id uuid, p_cost_micros numeric, p_tokens bigint, p_provider text, p_model text, p_generation_id text,
+  p_request_id text, p_proof_id text, p_proof_expires_at bigint, p_proof text
 ) returns table (charged_micros bigint, owed_micros bigint)
 language sql security definer set search_path = ''
 as $$
   select * from doorkey.settle_hold(
     doorkey.use_proof(
       'settle_my_hold',
-      array[p_hold_id::text, p_cost_micros::text, p_provider, p_model, p_generation_id, p_request_id],
+      array[p_hold_id::text, p_cost_micros::text, p_tokens::text, p_provider, p_model, p_generation_id, p_request_id],
       p_proof_id, p_proof_expires_at, p_proof),
-    p_hold_id, p_cost_micros, p_provider, p_model, p_generation_id, p_request_id);
+    p_hold_id, p_cost_micros, p_tokens, p_provider, p_model, p_generation_id, p_request_id);
 $$;
-revoke all on function doorkey.settle_my_hold(uuid, numeric, text, text, text, text, text, bigint, text)
+revoke all on function doorkey.settle_my_hold(uuid, numeric, bigint, text, text, text, text, text, bigint, text)
   from public, anon, authenticated, service_role;
-grant execute on function doorkey.settle_my_hold(uuid, numeric, text, text, text, text, text, bigint, text)
+grant execute on function doorkey.settle_my_hold(uuid, numeric, bigint, text, text, text, text, text, bigint, text)
   to authenticated;
 
 create or replace function public.settle_my_hold(
-  hold_id uuid, cost_micros numeric, provider text, model text, generation_id text, request_id text, proof_id text,
-  proof_expires_at bigint, proof text
+  hold_id uuid, cost_micros numeric, tokens bigint, provider text, model text, generation_id text, request_id text,
+  proof_id text, proof_expires_at bigint, proof text
 ) returns table (charged_micros bigint, owed_micros bigint)
 language sql set search_path = ''
-as $$ select * from doorkey.settle_my_hold($1, $2, $3, $4, $5, $6, $7, $8, $9); $$;
-revoke all on function public.settle_my_hold(uuid, numeric, text, text, text, text, text, bigint, text)
+as $$ select * from doorkey.settle_my_hold($1, $2, $3, $4, $5, $6, $7, $8, $9, $10); $$;
+revoke all on function public.settle_my_hold(uuid, numeric, bigint, text, text, text, text, text, bigint, text)
   from public, anon, authenticated, service_role;
-grant execute on function public.settle_my_hold(uuid, numeric, text, text, text, text, text, bigint, text)
+grant execute on function public.settle_my_hold(uuid, numeric, bigint, text, text, text, text, text, bigint, text)
   to authenticated;
 
 create or replace function doorkey.release_my_hold(

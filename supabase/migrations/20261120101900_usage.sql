@@ -117,18 +117,18 @@ as $$
 $$;
 revoke all on function doorkey.cost_in_flight(text, numeric) from public, anon, authenticated, service_role;
 
--- Posts a cost to a key's owner. The provisioning row (unless the key is the one in use) and the account are locked.
+-- Posts a cost without a receipt to a key's owner: nobody knows its tokens. The provisioning row (unless the key is the one
+-- in use) and the account are locked.
 create or replace function doorkey.post_unheld_cost(
-  p_user_id uuid, p_key_hash text, p_day date, p_cost_micros numeric, p_type text, p_idempotency_key text,
-  p_reason text, p_provider text, p_model text, p_request_id text
-) returns table (charged_micros bigint, owed_micros bigint)
+  p_user_id uuid, p_key_hash text, p_day date, p_cost_micros numeric, p_idempotency_key text, p_request_id text
+) returns void
 language plpgsql security definer set search_path = ''
 as $$
 declare
   v_charge record;
 begin
   v_charge := doorkey.post_charge(
-    p_user_id, p_cost_micros, 0, p_type, p_idempotency_key, p_reason, p_provider, p_model, p_request_id);
+    p_user_id, p_cost_micros, null, 0, 'usage', p_idempotency_key, 'Use without a receipt', null, null, p_request_id);
   insert into doorkey.unheld_costs (transaction_id, key_hash, day, cost_micros, markup, charged_micros, owed_micros)
   select v_charge.transaction_id, p_key_hash, p_day, p_cost_micros, p.markup, v_charge.charged_micros,
          v_charge.owed_micros
@@ -140,55 +140,9 @@ begin
          unseen_charged_micros = u.unseen_charged_micros + excluded.unseen_charged_micros;
   update public.openrouter_user_keys as k set charged_cost_micros = k.charged_cost_micros + p_cost_micros
    where k.key_hash = p_key_hash;
-  return query select v_charge.charged_micros, v_charge.owed_micros;
 end
 $$;
-revoke all on function doorkey.post_unheld_cost(uuid, text, date, numeric, text, text, text, text, text, text)
-  from public, anon, authenticated, service_role;
-
--- Charges a provider's cost to a key outside of a hold. Asked again with the same content it answers again.
-create or replace function doorkey.charge_cost(
-  p_user_id uuid, p_key_hash text, p_cost_micros numeric, p_type text, p_idempotency_key text, p_reason text,
-  p_provider text, p_model text, p_request_id text
-) returns table (charged_micros bigint, owed_micros bigint)
-language plpgsql security definer set search_path = ''
-as $$
-declare
-  v_known record;
-begin
-  perform doorkey.check_cost(p_cost_micros);
-  if p_idempotency_key is null or length(p_idempotency_key) not between 1 and 200 then
-    raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
-  end if;
-  if not exists (select from public.openrouter_user_keys as k where k.key_hash = p_key_hash and k.user_id = p_user_id) then
-    raise sqlstate 'PT404' using message = 'no_key', hint = 'This user never had such a key.';
-  end if;
-  perform from doorkey.provisioning as p
-    where p.user_id = p_user_id and p.key_hash is distinct from p_key_hash for update;
-  insert into doorkey.key_usage (key_hash) values (p_key_hash) on conflict do nothing;
-  perform from doorkey.key_usage as u where u.key_hash = p_key_hash for update;
-  perform doorkey.lock_account(p_user_id);
-  select c.key_hash, c.cost_micros, t.reason, t.provider, t.model, c.charged_micros, c.owed_micros into v_known
-    from public.credit_transactions as t left join doorkey.unheld_costs as c on c.transaction_id = t.id
-   where t.type = p_type and t.idempotency_key = p_idempotency_key;
-  if found then
-    if (v_known.key_hash, v_known.cost_micros, v_known.reason, v_known.provider, v_known.model)
-       is distinct from (p_key_hash, p_cost_micros, p_reason, p_provider, p_model) then
-      raise sqlstate 'PT409' using message = 'idempotency_conflict',
-        hint = 'This key was used for another content. Use a new key for a new charge.';
-    end if;
-    return query select v_known.charged_micros, v_known.owed_micros;
-    return;
-  end if;
-  return query
-    select c.charged_micros, c.owed_micros
-      from doorkey.post_unheld_cost(
-        p_user_id, p_key_hash, (now() at time zone 'utc')::date, p_cost_micros, p_type, p_idempotency_key, p_reason,
-        p_provider, p_model, p_request_id) as c;
-  perform doorkey.follow_key(p_user_id, p_key_hash);
-end
-$$;
-revoke all on function doorkey.charge_cost(uuid, text, numeric, text, text, text, text, text, text)
+revoke all on function doorkey.post_unheld_cost(uuid, text, date, numeric, text, text)
   from public, anon, authenticated, service_role;
 
 -- What of a key's U falls on which day: read with that day's own figure, the part before midnight is known exactly.
@@ -284,9 +238,8 @@ begin
     if v_gap.micros > 0 then
       -- Named by all that was ever charged to this key unseen: said again, it would be the same.
       perform doorkey.post_unheld_cost(
-        p_user_id, p_key_hash, v_gap.day, v_gap.micros, 'usage',
-        format('unseen:%s:%s', p_key_hash, trim_scale(u.unseen_charged_micros)), 'Use without a receipt', null, null,
-        p_request_id)
+        p_user_id, p_key_hash, v_gap.day, v_gap.micros,
+        format('unseen:%s:%s', p_key_hash, trim_scale(u.unseen_charged_micros)), p_request_id)
         from doorkey.key_usage as u where u.key_hash = p_key_hash;
       v_left := v_left - v_gap.micros;
     end if;

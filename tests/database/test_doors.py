@@ -74,7 +74,7 @@ async def house(database_server: DatabaseServer) -> AsyncIterator[House]:
             await Doors(database).make_ready(user_id)
             await Credits(database).reserve(user_id)
             await database.run(
-                "select doorkey.charge_cost(%s, p.key_hash, 1, 'usage', %s, 'A cost', null, null, 'r')"
+                "select doorkey.post_unheld_cost(%s, p.key_hash, current_date, 1, %s, 'r')"
                 " from doorkey.provisioning as p where p.user_id = %s",
                 (user_id, str(user_id), user_id),
             )

@@ -345,7 +345,7 @@ async def test_unknown_people_and_holds_are_not_found(credit_doors: Credits, use
     # The functions behind the doors, as a person's own doors will call them: others' holds are not there.
     hold_id = (await credit_doors.reserve(user_id))["hold_id"]
     for statement in (
-        "select doorkey.settle_hold(%s, %s, 1, null, null, null, 'r')",
+        "select doorkey.settle_hold(%s, %s, 1, null, null, null, null, 'r')",
         "select doorkey.release_hold(%s, %s, 'r')",
     ):
         with refused("PT404", "hold_not_found"):

@@ -299,23 +299,16 @@ async def test_figures_that_are_no_amounts_are_refused(play: Play, cost: Decimal
     assert await play.balance() == WELCOME
 
 
-async def charge(play: Play, cost: object, key: str = "c1", reason: str = "A cost") -> Row:
-    """A cost outside of a hold."""
-    (row,) = await play.database.rows(
-        "select * from doorkey.charge_cost(%s, %s, %s, 'usage', %s, %s, 'a provider', null, 'r')",
-        (play.user_id, play.key, cost, key, reason),
+async def test_unseen_use_is_charged_with_markup_remainder_and_debt_and_by_its_cost(play: Play) -> None:
+    # Nobody knows its tokens: the price for them is not asked for.
+    await play.database.run(
+        "update public.plans set markup = 1.5, charges_by = 'tokens', token_price_micros_per_1k = 333"
     )
-    return row
-
-
-async def test_a_cost_outside_of_holds_is_charged_once_with_markup_remainder_and_debt(play: Play) -> None:
-    await play.database.run("update public.plans set markup = 1.5")
-    first = await charge(play, Decimal("100.5"))
-    assert (first["charged_micros"], first["owed_micros"]) == (150, 0)
-    assert await charge(play, Decimal("100.5")) == first
-    with refused("PT409", "idempotency_conflict"):
-        await charge(play, Decimal("100.6"))
-    assert (await charge(play, Decimal("0.5"), "c2"))["charged_micros"] == 1
-    more = await charge(play, WELCOME, "c3")
-    assert (more["charged_micros"], more["owed_micros"]) == (WELCOME * 3 // 2, WELCOME // 2 + 151)
+    await play.sync.read({play.key: Decimal("100.5")})
+    assert await play.balance() == WELCOME - 150
+    await play.sync.read({play.key: Decimal(101)})
+    assert await play.balance() == WELCOME - 151
+    await play.sync.read({play.key: 101 + WELCOME})
+    account = await play.credits.account(play.user_id)
+    assert (account["available_micros"], account["debt_micros"]) == (0, WELCOME // 2 + 151)
     await play.assert_sound()

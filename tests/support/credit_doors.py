@@ -38,11 +38,13 @@ class Credits:
             *(user_id, amount_micros, ttl_seconds, f"hold {next(_numbers)}" if key is None else key, through),
         )
 
-    async def settle(self, hold_id: uuid.UUID, cost_micros: object, generation_id: str | None = "gen-1") -> Row:
+    async def settle(
+        self, hold_id: uuid.UUID, cost_micros: object, generation_id: str | None = "gen-1", *, tokens: int | None = None
+    ) -> Row:
         """Charges the call."""
         return await self._row(
-            "select * from public.settle_credits(%s, %s, 'a provider', 'a/model', %s, 'r')",
-            *(hold_id, Decimal(cost_micros) if isinstance(cost_micros, int) else cost_micros, generation_id),
+            "select * from public.settle_credits(%s, %s, %s, 'a provider', 'a/model', %s, 'r')",
+            *(hold_id, Decimal(cost_micros) if isinstance(cost_micros, int) else cost_micros, tokens, generation_id),
         )
 
     async def post(

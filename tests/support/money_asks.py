@@ -59,7 +59,7 @@ def reserving(user_id: uuid.UUID, amount: int, name: str, is_other: bool = False
 def settling(hold_id: uuid.UUID, cost: Decimal, is_other: bool = False) -> Ask:
     """A call is charged."""
     return Ask(
-        "select * from public.settle_credits(%s, %s, 'a provider', 'a/model', 'gen-1', 'r')",
+        "select * from public.settle_credits(%s, %s, null, 'a provider', 'a/model', 'gen-1', 'r')",
         (hold_id, cost),
         name=("settle", hold_id),
         content=(cost.normalize(),),

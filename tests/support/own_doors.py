@@ -74,6 +74,7 @@ SAMPLES: dict[str, Arguments] = {
     "settle_my_hold": {
         "hold_id": str(uuid.UUID(int=0)),
         "cost_micros": "12.50",
+        "tokens": 7,
         "provider": "a provider",
         "model": "a/model",
         "generation_id": None,
