@@ -398,6 +398,7 @@ create table "doorkey"."credit_holds" (
   "model"                  text,
   "generation_id"          text,
   "cost_micros"            numeric,
+  "tokens"                 bigint,
   "charged_micros"         bigint,
   "owed_micros"            bigint,
   "created_at"             timestamp with time zone not null default now(),
@@ -413,6 +414,7 @@ create table "doorkey"."credit_holds" (
   constraint "credit_holds_cost_micros_check" check (((cost_micros >= (0)::numeric) AND (cost_micros <= ('1000000000000'::bigint)::numeric))),
   constraint "credit_holds_idempotency_key_check" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
   constraint "credit_holds_pkey" primary key (id),
+  constraint "credit_holds_tokens_check" check (((tokens >= 0) AND (tokens <= 1000000000))),
   constraint "one_hold_for_each_key_of_a_user" unique (user_id, idempotency_key),
   constraint "credit_holds_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
   constraint "credit_holds_key_hash_fkey" foreign key (key_hash) references public.openrouter_user_keys(key_hash)
@@ -435,7 +437,7 @@ alter table "doorkey"."credit_holds"
     NOT NULL)) AND (num_nulls(settled_at, cost_micros, charged_micros, owed_micros) = ANY (ARRAY[0, 4]))));
 
 alter table "doorkey"."credit_holds"
-  add constraint "settled_with_its_call" check (((state = 'settled'::doorkey.hold_state) OR ((provider IS NULL) AND (model IS NULL) AND (generation_id IS NULL))));
+  add constraint "settled_with_its_call" check (((state = 'settled'::doorkey.hold_state) OR (num_nonnulls(tokens, provider, model, generation_id) = 0)));
 
 create index credit_holds_expired on doorkey.credit_holds using btree (key_hash, closed_at)
   where (state = 'expired'::doorkey.hold_state);
@@ -2133,6 +2135,7 @@ grant execute on function "public"."reverse_transaction"(bigint, text, text, tex
 create or replace function public.settle_credits (
   hold_id       uuid,
   cost_micros   numeric,
+  tokens        bigint,
   provider      text,
   model         text,
   generation_id text,
@@ -2144,17 +2147,18 @@ create or replace function public.settle_credits (
   )
   language sql
   set search_path to ''
-  AS $function$ select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6); $function$;
+  AS $function$ select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7); $function$;
 
-revoke all on function "public"."settle_credits"(uuid, numeric, text, text, text, text) from public;
+revoke all on function "public"."settle_credits"(uuid, numeric, bigint, text, text, text, text) from public;
 
-grant execute on function "public"."settle_credits"(uuid, numeric, text, text, text, text) to "service_role";
+grant execute on function "public"."settle_credits"(uuid, numeric, bigint, text, text, text, text) to "service_role";
 
 -- public.settle_my_hold
 
 create or replace function public.settle_my_hold (
   hold_id          uuid,
   cost_micros      numeric,
+  tokens           bigint,
   provider         text,
   model            text,
   generation_id    text,
@@ -2169,11 +2173,11 @@ create or replace function public.settle_my_hold (
   )
   language sql
   set search_path to ''
-  AS $function$ select * from doorkey.settle_my_hold($1, $2, $3, $4, $5, $6, $7, $8, $9); $function$;
+  AS $function$ select * from doorkey.settle_my_hold($1, $2, $3, $4, $5, $6, $7, $8, $9, $10); $function$;
 
-revoke all on function "public"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) from public;
+revoke all on function "public"."settle_my_hold"(uuid, numeric, bigint, text, text, text, text, text, bigint, text) from public;
 
-grant execute on function "public"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) to "authenticated";
+grant execute on function "public"."settle_my_hold"(uuid, numeric, bigint, text, text, text, text, text, bigint, text) to "authenticated";
 
 -- public.start_sweep
 
@@ -2830,65 +2834,6 @@ revoke all on function "doorkey"."change_plan"(uuid, text, text, text, text, tex
 
 grant execute on function "doorkey"."change_plan"(uuid, text, text, text, text, text, text) to "service_role";
 
--- doorkey.charge_cost
-
-create or replace function doorkey.charge_cost (
-  p_user_id         uuid,
-  p_key_hash        text,
-  p_cost_micros     numeric,
-  p_type            text,
-  p_idempotency_key text,
-  p_reason          text,
-  p_provider        text,
-  p_model           text,
-  p_request_id      text
-)
-  returns table (
-    charged_micros bigint,
-    owed_micros    bigint
-  )
-  language plpgsql
-  security definer
-  set search_path to ''
-  AS $function$
-declare
-  v_known record;
-begin
-  perform doorkey.check_cost(p_cost_micros);
-  if p_idempotency_key is null or length(p_idempotency_key) not between 1 and 200 then
-    raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
-  end if;
-  if not exists (select from public.openrouter_user_keys as k where k.key_hash = p_key_hash and k.user_id = p_user_id) then
-    raise sqlstate 'PT404' using message = 'no_key', hint = 'This user never had such a key.';
-  end if;
-  perform from doorkey.provisioning as p
-    where p.user_id = p_user_id and p.key_hash is distinct from p_key_hash for update;
-  insert into doorkey.key_usage (key_hash) values (p_key_hash) on conflict do nothing;
-  perform from doorkey.key_usage as u where u.key_hash = p_key_hash for update;
-  perform doorkey.lock_account(p_user_id);
-  select c.key_hash, c.cost_micros, t.reason, t.provider, t.model, c.charged_micros, c.owed_micros into v_known
-    from public.credit_transactions as t left join doorkey.unheld_costs as c on c.transaction_id = t.id
-   where t.type = p_type and t.idempotency_key = p_idempotency_key;
-  if found then
-    if (v_known.key_hash, v_known.cost_micros, v_known.reason, v_known.provider, v_known.model)
-       is distinct from (p_key_hash, p_cost_micros, p_reason, p_provider, p_model) then
-      raise sqlstate 'PT409' using message = 'idempotency_conflict',
-        hint = 'This key was used for another content. Use a new key for a new charge.';
-    end if;
-    return query select v_known.charged_micros, v_known.owed_micros;
-    return;
-  end if;
-  return query
-    select c.charged_micros, c.owed_micros
-      from doorkey.post_unheld_cost(
-        p_user_id, p_key_hash, (now() at time zone 'utc')::date, p_cost_micros, p_type, p_idempotency_key, p_reason,
-        p_provider, p_model, p_request_id) as c;
-  perform doorkey.follow_key(p_user_id, p_key_hash);
-end
-$function$;
-
-revoke all on function "doorkey"."charge_cost"(uuid, text, numeric, text, text, text, text, text, text) from public;
-
 -- doorkey.charge_unseen
 
 create or replace function doorkey.charge_unseen (
@@ -2918,9 +2863,8 @@ begin
     if v_gap.micros > 0 then
       -- Named by all that was ever charged to this key unseen: said again, it would be the same.
       perform doorkey.post_unheld_cost(
-        p_user_id, p_key_hash, v_gap.day, v_gap.micros, 'usage',
-        format('unseen:%s:%s', p_key_hash, trim_scale(u.unseen_charged_micros)), 'Use without a receipt', null, null,
-        p_request_id)
+        p_user_id, p_key_hash, v_gap.day, v_gap.micros,
+        format('unseen:%s:%s', p_key_hash, trim_scale(u.unseen_charged_micros)), p_request_id)
         from doorkey.key_usage as u where u.key_hash = p_key_hash;
       v_left := v_left - v_gap.micros;
     end if;
@@ -5079,6 +5023,30 @@ $function$;
 
 revoke all on function "doorkey"."look_again"(uuid, boolean) from public;
 
+-- doorkey.lower_key
+
+create or replace function doorkey.lower_key (
+  p_user_id  uuid,
+  p_key_hash text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if exists (select from public.openrouter_user_keys as k cross join lateral doorkey.key_limit(p_user_id, k.key_hash) as l
+              where k.key_hash = p_key_hash and k.status <> 'deleted' and k.limit_micros > l.limit_micros) then
+    perform from doorkey.provisioning as p where p.user_id = p_user_id for update skip locked;
+    if found then
+      perform doorkey.want(p_user_id);
+    end if;
+  end if;
+end
+$function$;
+
+revoke all on function "doorkey"."lower_key"(uuid, text) from public;
+
 -- doorkey.may_ask_openrouter
 
 create or replace function doorkey.may_ask_openrouter()
@@ -5773,6 +5741,7 @@ revoke all on function "doorkey"."pg_net_health"() from public;
 create or replace function doorkey.post_charge (
   p_user_id         uuid,
   p_cost_micros     numeric,
+  p_tokens          bigint,
   p_held_micros     bigint,
   p_type            text,
   p_idempotency_key text,
@@ -5782,7 +5751,7 @@ create or replace function doorkey.post_charge (
   p_request_id      text,
   OUT               charged_micros bigint,
   OUT               owed_micros bigint,
-  OUT               exact_micros numeric,
+  OUT               is_above_cost boolean,
   OUT               transaction_id bigint
 )
   returns record
@@ -5793,6 +5762,7 @@ create or replace function doorkey.post_charge (
 declare
   v_account public.credit_accounts;
   v_plan public.plans;
+  v_price numeric;
   v_carried numeric;
   v_from_held bigint;
   v_from_available bigint;
@@ -5800,8 +5770,9 @@ declare
 begin
   select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
   select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
-  exact_micros := p_cost_micros * v_plan.markup;
-  v_carried := exact_micros + v_account.remainder_micros;
+  v_price := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
+  is_above_cost := v_price > p_cost_micros * v_plan.markup;
+  v_carried := v_price + v_account.remainder_micros;
   charged_micros := floor(v_carried);
   v_from_held := case when v_plan.is_uncapped then 0 else least(p_held_micros, charged_micros) end;
   v_from_available := case when v_plan.is_uncapped then 0
@@ -5818,7 +5789,7 @@ begin
 end
 $function$;
 
-revoke all on function "doorkey"."post_charge"(uuid, numeric, bigint, text, text, text, text, text, text) from public;
+revoke all on function "doorkey"."post_charge"(uuid, numeric, bigint, bigint, text, text, text, text, text, text) from public;
 
 -- doorkey.post_credits
 
@@ -6025,17 +5996,10 @@ create or replace function doorkey.post_unheld_cost (
   p_key_hash        text,
   p_day             date,
   p_cost_micros     numeric,
-  p_type            text,
   p_idempotency_key text,
-  p_reason          text,
-  p_provider        text,
-  p_model           text,
   p_request_id      text
 )
-  returns table (
-    charged_micros bigint,
-    owed_micros    bigint
-  )
+  returns void
   language plpgsql
   security definer
   set search_path to ''
@@ -6044,7 +6008,7 @@ declare
   v_charge record;
 begin
   v_charge := doorkey.post_charge(
-    p_user_id, p_cost_micros, 0, p_type, p_idempotency_key, p_reason, p_provider, p_model, p_request_id);
+    p_user_id, p_cost_micros, null, 0, 'usage', p_idempotency_key, 'Use without a receipt', null, null, p_request_id);
   insert into doorkey.unheld_costs (transaction_id, key_hash, day, cost_micros, markup, charged_micros, owed_micros)
   select v_charge.transaction_id, p_key_hash, p_day, p_cost_micros, p.markup, v_charge.charged_micros,
          v_charge.owed_micros
@@ -6056,11 +6020,10 @@ begin
          unseen_charged_micros = u.unseen_charged_micros + excluded.unseen_charged_micros;
   update public.openrouter_user_keys as k set charged_cost_micros = k.charged_cost_micros + p_cost_micros
    where k.key_hash = p_key_hash;
-  return query select v_charge.charged_micros, v_charge.owed_micros;
 end
 $function$;
 
-revoke all on function "doorkey"."post_unheld_cost"(uuid, text, date, numeric, text, text, text, text, text, text) from public;
+revoke all on function "doorkey"."post_unheld_cost"(uuid, text, date, numeric, text, text) from public;
 
 -- doorkey.post_use
 
@@ -6143,6 +6106,26 @@ $function$;
 revoke all on function "doorkey"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
 
 grant execute on function "doorkey"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) to "service_role";
+
+-- doorkey.price_of
+
+create or replace function doorkey.price_of (
+  p_plan        public.plans,
+  p_cost_micros numeric,
+  p_tokens      bigint
+)
+  returns numeric
+  language sql
+  immutable
+  security definer
+  set search_path to ''
+  AS $function$
+  select case when p_plan.charges_by = 'tokens' and p_tokens is not null
+              then p_tokens::numeric * p_plan.token_price_micros_per_1k * 0.001
+              else p_cost_micros * p_plan.markup end;
+$function$;
+
+revoke all on function "doorkey"."price_of"(public.plans, numeric, bigint) from public;
 
 -- doorkey.profile_id_is_user_id
 
@@ -7291,6 +7274,7 @@ create or replace function doorkey.settle_hold (
   p_user_id       uuid,
   p_hold_id       uuid,
   p_cost_micros   numeric,
+  p_tokens        bigint,
   p_provider      text,
   p_model         text,
   p_generation_id text,
@@ -7309,10 +7293,13 @@ declare
   v_charge record;
 begin
   perform doorkey.check_cost(p_cost_micros);
+  if p_tokens not between 0 and 1000000000 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A call has 0 to 1000000000 tokens.';
+  end if;
   v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
   if v_hold.state = 'settled' then
-    if (v_hold.cost_micros, v_hold.provider, v_hold.model, v_hold.generation_id)
-       is distinct from (p_cost_micros, p_provider, p_model, p_generation_id) then
+    if (v_hold.cost_micros, v_hold.tokens, v_hold.provider, v_hold.model, v_hold.generation_id)
+       is distinct from (p_cost_micros, p_tokens, p_provider, p_model, p_generation_id) then
       raise sqlstate 'PT409' using message = 'idempotency_conflict',
         hint = 'This hold was settled with another content. A hold is for one call.';
     end if;
@@ -7320,8 +7307,8 @@ begin
     return;
   end if;
   v_charge := doorkey.post_charge(
-    v_hold.user_id, p_cost_micros, v_hold.held_micros, 'usage', 'hold:' || v_hold.id, 'Call', p_provider, p_model,
-    p_request_id);
+    v_hold.user_id, p_cost_micros, p_tokens, v_hold.held_micros, 'usage', 'hold:' || v_hold.id, 'Call', p_provider,
+    p_model, p_request_id);
   update public.openrouter_user_keys as k
      set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
          -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
@@ -7331,23 +7318,27 @@ begin
    where k.key_hash = v_hold.key_hash;
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
-         cost_micros = p_cost_micros, charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros,
-         closed_at = coalesce(h.closed_at, now()), settled_at = now()
+         cost_micros = p_cost_micros, tokens = p_tokens, charged_micros = v_charge.charged_micros,
+         owed_micros = v_charge.owed_micros, closed_at = coalesce(h.closed_at, now()), settled_at = now()
    where h.id = v_hold.id;
   perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
+  if v_charge.is_above_cost then
+    perform doorkey.lower_key(v_hold.user_id, v_hold.key_hash);
+  end if;
   return query select v_charge.charged_micros, v_charge.owed_micros;
 end
 $function$;
 
-revoke all on function "doorkey"."settle_hold"(uuid, uuid, numeric, text, text, text, text) from public;
+revoke all on function "doorkey"."settle_hold"(uuid, uuid, numeric, bigint, text, text, text, text) from public;
 
-grant execute on function "doorkey"."settle_hold"(uuid, uuid, numeric, text, text, text, text) to "service_role";
+grant execute on function "doorkey"."settle_hold"(uuid, uuid, numeric, bigint, text, text, text, text) to "service_role";
 
 -- doorkey.settle_my_hold
 
 create or replace function doorkey.settle_my_hold (
   p_hold_id          uuid,
   p_cost_micros      numeric,
+  p_tokens           bigint,
   p_provider         text,
   p_model            text,
   p_generation_id    text,
@@ -7367,14 +7358,14 @@ create or replace function doorkey.settle_my_hold (
   select * from doorkey.settle_hold(
     doorkey.use_proof(
       'settle_my_hold',
-      array[p_hold_id::text, p_cost_micros::text, p_provider, p_model, p_generation_id, p_request_id],
+      array[p_hold_id::text, p_cost_micros::text, p_tokens::text, p_provider, p_model, p_generation_id, p_request_id],
       p_proof_id, p_proof_expires_at, p_proof),
-    p_hold_id, p_cost_micros, p_provider, p_model, p_generation_id, p_request_id);
+    p_hold_id, p_cost_micros, p_tokens, p_provider, p_model, p_generation_id, p_request_id);
 $function$;
 
-revoke all on function "doorkey"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) from public;
+revoke all on function "doorkey"."settle_my_hold"(uuid, numeric, bigint, text, text, text, text, text, bigint, text) from public;
 
-grant execute on function "doorkey"."settle_my_hold"(uuid, numeric, text, text, text, text, text, bigint, text) to "authenticated";
+grant execute on function "doorkey"."settle_my_hold"(uuid, numeric, bigint, text, text, text, text, text, bigint, text) to "authenticated";
 
 -- doorkey.show_on_profile
 
