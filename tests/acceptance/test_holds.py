@@ -65,11 +65,12 @@ async def reserve(
     )
 
 
-async def settle(clients: Clients, hold_id: uuid.UUID, cost_micros: str) -> store.Settlement:
+async def settle(clients: Clients, hold_id: uuid.UUID, cost_micros: str, tokens: int | None = None) -> store.Settlement:
     return await store.settle(
         clients.supabase,
         hold_id,
         cost_micros=Decimal(cost_micros),
+        tokens=tokens,
         provider="a provider",
         model="a/model",
         generation_id="gen-1",
@@ -99,6 +100,20 @@ async def test_a_cost_is_stored_to_its_last_place(scene: Scene, clients: Clients
     assert await store.release(clients.supabase, hold.hold_id, request_id="test") == "settled"
 
 
+async def test_tokens_are_charged_at_the_plans_price_for_them(scene: Scene, clients: Clients) -> None:
+    """On a plan that others are not offered."""
+    await scene.sql(
+        "insert into public.plans (id, name, charges_by, token_price_micros_per_1k, is_active)"
+        " values ('by_tokens', 'By tokens', 'tokens', 1500, false) on conflict do nothing"
+    )
+    await scene.sql("update public.credit_accounts set plan_id = 'by_tokens' where user_id = %s", scene.user_id)
+    for tokens, charged in ((2001, 3001), (1, 2), (None, 7)):
+        hold = await reserve(clients, scene.user_id, 10)
+        settlement = await settle(clients, hold.hold_id, "7", tokens)
+        assert settlement == store.Settlement(charged, 0)
+        assert await settle(clients, hold.hold_id, "7", tokens) == settlement
+
+
 async def test_refusals_have_names(scene: Scene, clients: Clients) -> None:
     hold = await reserve(clients, scene.user_id, 1, "h:" + scene.user_id.hex)
     await settle(clients, hold.hold_id, "1")
@@ -108,6 +123,7 @@ async def test_refusals_have_names(scene: Scene, clients: Clients) -> None:
         (IdempotencyConflict, settle(clients, hold.hold_id, "2")),
         (AmountOutOfRange, reserve(clients, scene.user_id, -1)),
         (AmountOutOfRange, settle(clients, hold.hold_id, "NaN")),
+        (AmountOutOfRange, settle(clients, hold.hold_id, "1", -1)),
         (KeyReplaced, reserve(clients, scene.user_id, 1, through="0" * 64)),
         (ProfileNotFound, reserve(clients, uuid.uuid4(), 1)),
         (HoldNotFound, settle(clients, uuid.uuid4(), "1")),

@@ -138,6 +138,11 @@ MUTATIONS = (
         (Piece("post_charge", "set remainder_micros = v_carried - charged_micros", "set remainder_micros = 0"),),
     ),
     Mutation(
+        "tokens have no price",
+        ("every cost is charged once",),
+        (Piece("price_of", "and p_tokens is not null", "and false"),),
+    ),
+    Mutation(
         "a key is not charged its calls",
         ("a key is charged what its calls cost",),
         (Piece("settle_hold", "k.charged_cost_micros + p_cost_micros", "k.charged_cost_micros"),),

@@ -43,6 +43,9 @@ async def prepare(database: Database) -> type[Play]:
         " values ('double', 'Double', 2, false, 30, 900), ('single', 'Single', 1, false, 30, 500),"
         " ('whole', 'Without a cap', 1.7, true, null, 0)"
     )
+    await database.run(
+        "update public.plans set charges_by = 'tokens', token_price_micros_per_1k = 701 where id = 'single'"
+    )
     await database.run("update doorkey.settings set max_keys_per_hour = null")
 
     class PlayHere(Play):

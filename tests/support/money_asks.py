@@ -57,10 +57,11 @@ def reserving(user_id: uuid.UUID, amount: int, name: str, is_other: bool = False
 
 
 def settling(hold_id: uuid.UUID, cost: Decimal, is_other: bool = False) -> Ask:
-    """A call is charged."""
+    """A call is charged. How many tokens it was has nothing to do with its cost, and isn't always known."""
+    tokens = None if cost == cost.to_integral_value() else int(cost * 1000) % 4001
     return Ask(
-        "select * from public.settle_credits(%s, %s, null, 'a provider', 'a/model', 'gen-1', 'r')",
-        (hold_id, cost),
+        "select * from public.settle_credits(%s, %s, %s, 'a provider', 'a/model', 'gen-1', 'r')",
+        (hold_id, cost, tokens),
         name=("settle", hold_id),
         content=(cost.normalize(),),
         otherwise=None if is_other else settling(hold_id, cost + 1, is_other=True),

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from psycopg.rows import dict_row
 
 from tests.support.money_asks import Answer, Ask, changing_plan, posting, reserving, settling
-from tests.support.money_rules import Connection, Known, Row, RuleBroken, check_books, read_books
+from tests.support.money_rules import Connection, Known, Row, RuleBroken, check_books, price_of, read_books
 
 USERS = 2
 AT_ONCE = 4
@@ -353,14 +353,17 @@ class Play(RuleBasedStateMachine):
     def _charge(self, books: Mapping[uuid.UUID, Row]) -> None:
         """Takes up what calls cost in the last step, at the price of now: plans change in steps of their own."""
         settled = self.connection.execute(
-            "select id, user_id, cost_micros from doorkey.credit_holds where id = any(%s) and state = 'settled'",
+            "select id, user_id, cost_micros, tokens from doorkey.credit_holds"
+            " where id = any(%s) and state = 'settled'",
             (self.holds,),
         )
         for hold in settled:
             if hold["id"] not in self.settled:
                 self.settled.add(hold["id"])
-                cost = Fraction(hold["cost_micros"]) * Fraction(books[hold["user_id"]]["markup"])
-                self.known[hold["user_id"]].exact_micros += cost
+                known, book = self.known[hold["user_id"]], books[hold["user_id"]]
+                price = price_of(book, hold["cost_micros"], hold["tokens"])
+                known.exact_micros += price
+                known.owed_unconfirmed_micros += max(price - price_of(book, hold["cost_micros"], None), Fraction(0))
 
     def _claim(self, user_id: uuid.UUID) -> Row | None:
         return self.connection.execute("select * from public.claim_provisioning(%s, 60, 'r')", (user_id,)).fetchone()
@@ -379,7 +382,7 @@ class Play(RuleBasedStateMachine):
             self.ask(Ask("select public.recheck_key(%s, 'r') as word", (user_id,)))
         elif isinstance(answer, Mapping) and answer["word"] == "ready":
             self.known[user_id].is_limit_stale = False
-            self.known[user_id].owed_unconfirmed_micros = 0
+            self.known[user_id].owed_unconfirmed_micros = Fraction(0)
 
     def _all_at_once(self, asks: Sequence[Ask]) -> list[Answer]:
         answers: dict[int, Answer] = {}

@@ -9,6 +9,7 @@ import math
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -32,7 +33,7 @@ with entries as (
     from public.credit_transactions as t join doorkey.ledger_entries as e on e.transaction_id = t.id
    where t.user_id = any(%(users)s) group by t.user_id, e.account
 )
-select a.*, p.markup, p.is_uncapped, w.state,
+select a.*, p.markup, p.charges_by, p.token_price_micros_per_1k, p.is_uncapped, w.state,
        coalesce((select jsonb_object_agg(e.account, e.micros) from entries as e
                   where e.user_id = a.user_id), '{}') as sums,
        (select count(*) from public.credit_transactions as t
@@ -66,18 +67,26 @@ class Known:
     Attributes:
         exact_micros: what their calls have cost them, to the last fraction.
         is_limit_stale: the plan changed, and OpenRouter has not confirmed a limit since.
-        owed_unconfirmed_micros: what they came to owe by a taking since then; that is not `leaving`, it is a debt.
+        owed_unconfirmed_micros: what they came to owe by a taking since then; that is not `leaving`, it is a debt. And
+            what calls were charged beyond what their key was.
     """
 
     exact_micros: Fraction = Fraction(0)
     is_limit_stale: bool = False
-    owed_unconfirmed_micros: int = 0
+    owed_unconfirmed_micros: Fraction = Fraction(0)
 
 
 def read_books(connection: Connection, users: Iterable[uuid.UUID]) -> dict[uuid.UUID, Row]:
     """All that is stored about these users' money, of one moment."""
     rows = connection.execute(_BOOKS, {"users": list(users)}).fetchall()
     return {row["user_id"]: row for row in rows}
+
+
+def price_of(book: Row, cost_micros: Decimal, tokens: int | None) -> Fraction:
+    """What a call costs this user, to the last fraction."""
+    if book["charges_by"] == "tokens" and tokens is not None:
+        return Fraction(tokens * book["token_price_micros_per_1k"], 1000)
+    return Fraction(cost_micros) * Fraction(book["markup"])
 
 
 def check_books(books: Mapping[uuid.UUID, Row], known: Mapping[uuid.UUID, Known]) -> None:
