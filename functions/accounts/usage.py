@@ -40,7 +40,7 @@ class Usage(BaseModel):
     day: date = Field(description="When it was charged, in UTC.")
     model: str | None = Field(description="Null: calls straight to OpenRouter, which were found afterwards.")
     calls: int = Field(description="Charges: one for each call through us, one for each time that others were found.")
-    charged_micros: int = Field(description="In micro-dollars, with the plan's markup.")
+    charged_micros: int = Field(description="In micro-dollars, at the plan's price.")
 
 
 class UsagePage(BaseModel):

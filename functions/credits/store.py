@@ -95,7 +95,7 @@ class Settlement:
     """What a call was charged.
 
     Attributes:
-        charged_micros: in all, with the plan's markup.
+        charged_micros: in all, at the plan's price.
         owed_micros: the part of it that the user had no credits for.
     """
 
