@@ -36,15 +36,14 @@ QUIET = settings(
 async def prepare(database: Database) -> type[Play]:
     """Plans to change between, and a play in this database."""
     await database.run(
-        "update public.plans set welcome_credits_micros = %s, markup = 1.3 where id = 'trial'", (WELCOME_MICROS,)
+        "update public.plans set welcome_credits_micros = %s, markup = 1.3, charges_by = 'tokens',"
+        " token_price_micros_per_1k = 701 where id = 'trial'",
+        (WELCOME_MICROS,),
     )
     await database.run(
         "insert into public.plans (id, name, markup, is_uncapped, period_days, credits_per_period_micros)"
         " values ('double', 'Double', 2, false, 30, 900), ('single', 'Single', 1, false, 30, 500),"
         " ('whole', 'Without a cap', 1.7, true, null, 0)"
-    )
-    await database.run(
-        "update public.plans set charges_by = 'tokens', token_price_micros_per_1k = 701 where id = 'single'"
     )
     await database.run("update doorkey.settings set max_keys_per_hour = null")
 
