@@ -98,6 +98,9 @@ async def test_a_price_below_the_cost_wants_nothing_at_openrouter(credit_doors: 
     assert await call(credit_doors, user_id, 1000, 3000) == 999
     assert await credit_doors.limit(user_id) == 1000 + (CREDITS - 999) // MARKUP
     assert await doors.state(user_id) == "ready"
+    # Nor does a price above the cost, while the key may still spend less than what is left.
+    assert await call(credit_doors, user_id, 0, 300) == 99
+    assert await doors.state(user_id) == "ready"
     # Charged by its cost, it never does.
     assert await call(credit_doors, user_id, 100, None) == 200
     assert await doors.state(user_id) == "ready"
