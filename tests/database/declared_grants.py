@@ -315,7 +315,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.is_limit_to_be_lowered(uuid)": (),
     "doorkey.is_posted(text, text)": (),
     "doorkey.lower_key(uuid, text)": (),
-    "doorkey.price_of(public.plans, numeric, bigint)": (),
+    "doorkey.price_of(plans, numeric, bigint)": (),
     "doorkey.post_out_leaving(uuid)": (),
     "doorkey.take_credits(uuid, text, bigint, text, text, text, text, bigint)": (),
     "doorkey.usable_key(uuid, text)": (),
