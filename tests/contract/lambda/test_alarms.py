@@ -31,6 +31,7 @@ from functions.kit.settings import Settings
 from functions.metering import metrics as metering_metrics
 from functions.provisioning import metrics
 from functions.provisioning.names import KeyName
+from functions.provisioning.retry import MAX_FAILURES
 from functions.provisioning.steps import Outcome
 from infra.local.stack import PROJECT, Stack
 from tests.support.alarms import Datapoint, datapoints_of, state_of
@@ -145,7 +146,8 @@ async def test_somebody_who_waits_raises_the_alarm_of_the_queue(
 async def test_a_user_who_was_given_up_raises_the_alarm(
     alarms: Alarms, stack: Stack, scene: Scene, log: io.StringIO
 ) -> None:
-    await scene.sql("update doorkey.provisioning set failures = 11 where user_id = %s", scene.user_id)
+    last = MAX_FAILURES - 1
+    await scene.sql("update doorkey.provisioning set failures = %s where user_id = %s", last, scene.user_id)
     await run_sweep(stack, Between(before=instead("POST /keys", 500)))
     assert judge(alarms["DeadRows"], log.getvalue()) == "OK"
     await run_sweep(stack)
