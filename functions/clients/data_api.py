@@ -78,6 +78,9 @@ class ValueRefused(SupabaseError):
     Before any door is open. Whoever knows which value can only be meant says it in better words.
     """
 
+    code = "value_refused"
+    status = 422
+
 
 class ServiceKeyRejected(SupabaseError):
     """The server's key for the database is not accepted. Its operators have been told; nothing was lost."""
