@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from infra.bench import balance, cold_start, drain, first_key, growth, holds, ledger, provisioning, renewal, signups, tokens
+from infra.bench import (
+    balance,
+    cold_start,
+    drain,
+    first_key,
+    growth,
+    holds,
+    ledger,
+    provisioning,
+    renewal,
+    signups,
+    tokens,
+)
 from infra.bench.measuring import Effort, Goal, Measured
 
 
