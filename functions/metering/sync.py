@@ -38,15 +38,29 @@ async def sync_usage(
     for _ in range(MAX_PAGES):
         if cursor is None or not is_time_left():
             break
-        read_at = _now(clock)
-        page = await openrouter.list_usage(cursor.at.offset)
-        after = pages.next_cursor(cursor.at, [key.key_hash for key in page])
-        recorded = await store.record_usage(
-            database, page, cursor=cursor, after=after, read_at=read_at, request_id=request_id
-        )
+        recorded = await sync_page(openrouter, database, cursor, request_id=request_id, clock=clock)
         counts.update(recorded.counts)
         cursor = recorded.cursor
     return counts
+
+
+async def sync_page(
+    openrouter: OpenRouter,
+    database: Supabase,
+    cursor: store.SyncCursor,
+    *,
+    request_id: str,
+    clock: Clock = system_clock,
+) -> store.RecordedPage:
+    """Reads one page and hands it over: two round trips.
+
+    Raises:
+        OpenRouterError, SupabaseError: it may have been recorded; the same page may be read again.
+    """
+    read_at = _now(clock)
+    page = await openrouter.list_usage(cursor.at.offset)
+    after = pages.next_cursor(cursor.at, [key.key_hash for key in page])
+    return await store.record_usage(database, page, cursor=cursor, after=after, read_at=read_at, request_id=request_id)
 
 
 def _now(clock: Clock) -> datetime:

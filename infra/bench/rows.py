@@ -17,6 +17,7 @@ from infra.bench import (
     renewal,
     signups,
     tokens,
+    usage_sync,
 )
 from infra.bench.measuring import Effort, Goal, Measured
 
@@ -122,6 +123,14 @@ ROWS = (
         Goal(6),
         "ms",
         renewal.measure,
+    ),
+    Row(
+        "usage-sync",
+        "one page of the usage sync: 100 keys, 10 of them changed",
+        "a straight-line httpx script: one GET /keys, the same RPC",
+        Goal(1.3),
+        "ms",
+        usage_sync.measure,
     ),
     Row(
         "tokens",
