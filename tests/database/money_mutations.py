@@ -65,7 +65,7 @@ MUTATIONS = (
     Mutation(
         "a balance is not moved",
         ("balances are the sums of their entries",),
-        (Piece("apply_entries", "c.leaving_micros + s.leaving", "c.leaving_micros"),),
+        (Piece("apply_entries", "c.leaving_micros + v_moved.leaving", "c.leaving_micros"),),
         # Or it would stop itself.
         "alter table public.credit_accounts drop constraint credit_accounts_leaving_micros_check",
     ),
