@@ -28,6 +28,7 @@ from functions.kit.settings import Settings, SettingsInvalid
 REMEMBERED_SECONDS = 60.0
 REREAD_SECONDS = 60.0
 TOLD_SECONDS = 60
+KEY_VARIABLES = ("SUPABASE_SECRET_KEY", "SUPABASE_PUBLISHABLE_KEY")
 
 Headers = Mapping[str, str]
 Ask = Callable[[str, Mapping[str, Json], Headers, Role], Awaitable[Json]]
@@ -159,33 +160,41 @@ class ProjectKeys:
             clock,
         )
 
-    async def _reread(self) -> None:
-        """Those who ask at the same time wait for the one who reads."""
+    async def read_secret(self) -> tuple[Settings, frozenset[str]] | None:
+        """The settings with the keys that the stage's secret holds, and which those are; None: no secret is named.
+
+        Uses none of them.
+
+        Raises:
+            SecretUnreadable: it can't be had, or is none.
+            SettingsInvalid: what it holds can't be used.
+        """
         secret_id = self._settings.doorkey_secret_id
         if secret_id is None:
-            return
+            return None
+        content = await asyncio.to_thread(self._read_secret, secret_id)
+        found = {name: content[name] for name in KEY_VARIABLES if content.get(name, "").strip()}
+        # Checked like all settings: a publishable key in the wrong place would be no rejection, but a mess.
+        return self._settings.with_changes(found), frozenset(found)
+
+    async def _reread(self) -> None:
+        """Those who ask at the same time wait for the one who reads."""
         async with self._reading:
             if self._clock() - self._read_at < REREAD_SECONDS:
                 return
             self._read_at = self._clock()
             try:
-                content = await asyncio.to_thread(self._read_secret, secret_id)
-                # Checked like all settings: a publishable key in the wrong place would be no rejection, but a mess.
-                found = self._settings.with_changes(
-                    {
-                        name: content[name]
-                        for name in ("SUPABASE_SECRET_KEY", "SUPABASE_PUBLISHABLE_KEY")
-                        if content.get(name, "").strip()
-                    }
-                )
+                read = await self.read_secret()
             except SecretUnreadable as error:
                 self._complain("unreadable", str(error))
                 return
             except SettingsInvalid as error:
                 self._complain("unusable", "; ".join(error.problems))
                 return
-            self.service.replace(found.supabase_secret_key.get_secret_value())
-            self.publishable.replace(found.supabase_publishable_key.get_secret_value())
+            if read is not None:
+                settings, _ = read
+                self.service.replace(settings.supabase_secret_key.get_secret_value())
+                self.publishable.replace(settings.supabase_publishable_key.get_secret_value())
 
     def _complain(self, what: str, detail: str) -> None:
         WorkLine("secret.not_taken", reason=what, detail=detail).write(logging.ERROR)

@@ -184,6 +184,16 @@ class Supabase:
 
         await self._keys.publishable.use(send)
 
+    async def keys_in_secret(self) -> frozenset[str] | None:
+        """Which of its keys the stage's secret holds, by their variables; None: no secret is named. Uses none of them.
+
+        Raises:
+            SecretUnreadable: it can't be had, or is none; the message says why.
+            SettingsInvalid: what it holds can't be used.
+        """
+        read = await self._keys.read_secret()
+        return None if read is None else read[1]
+
     async def _ask(self, door: str, arguments: Mapping[str, Json], headers: Mapping[str, str], role: Role) -> Json:
         response = await self._send(f"{self._url}/rest/v1/rpc/{door}", headers, arguments)
         if not response.is_success:

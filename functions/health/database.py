@@ -7,7 +7,7 @@ from typing import Any
 
 from functions.clients.supabase import ServiceKeyRejected
 from functions.health.checks import Facts, Finding, Judge, broken, ok, sentence_of, skipped, warning
-from functions.health.doors import declared_doors, missing_doors, shut_doors, wide_open_doors
+from functions.health.doors import declared_doors, missing_doors, open_inside, shut_doors, wide_open_doors
 from functions.health.store import SecretProof
 from functions.kit.errors import RlsDenied
 
@@ -96,9 +96,12 @@ def judge_clock(facts: Facts) -> Finding:
 
 
 def judge_grants(facts: Facts) -> Finding:
-    """Whether each door is open to those it was made for, and to nobody else."""
-    doors = values_of(facts)["doors"]
-    if open_to_others := wide_open_doors(doors):
+    """Whether each door is open to those it was made for and to nobody else, and what is inside to nobody at all."""
+    values = values_of(facts)
+    doors = values["doors"]
+    # An older database doesn't say what is open inside.
+    inside = open_inside(doors, values["inside"]) if "inside" in values else []
+    if open_to_others := [*wide_open_doors(doors), *inside]:
         return broken(f"Too many may call {_listed(open_to_others)}: a grant was added.", REPEAT)
     if missing := missing_doors(doors):
         return broken(f"These functions are missing: {_listed(missing)}.", PUSH)

@@ -54,6 +54,21 @@ def wide_open_doors(found: list[dict[str, Any]]) -> list[str]:
     return [door["name"] for door, role in _with_role(found) if {*door["callers"], *door["callers_behind"]} - {role}]
 
 
+def open_inside(found: list[dict[str, Any]], inside: list[dict[str, Any]]) -> list[str]:
+    """Functions of schema `doorkey` that somebody may call besides those whose door they stand behind.
+
+    Args:
+        found: the functions in `public`, each with what is behind it.
+        inside: the functions in `doorkey` that somebody may call, and who.
+    """
+    behind = {(name, role) for door, role in _with_role(found) for name in door["behind"]}
+    return [
+        f"doorkey.{function['name']}"
+        for function in inside
+        if {(function["name"], role) for role in function["callers"]} - behind
+    ]
+
+
 def _with_role(found: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str]]:
     roles = {rpc.name: rpc.role for rpc in declared_doors()}
     return [(door, roles[door["name"]]) for door in found if door["name"] in roles]

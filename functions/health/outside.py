@@ -1,13 +1,16 @@
-"""What is judged from the answers of systems outside: Supabase's gateway and Auth, and OpenRouter."""
+"""What is judged from the answers of systems outside: Supabase's gateway and Auth, Secrets Manager, and OpenRouter."""
 
 from __future__ import annotations
 
 import httpx
 
+from functions.clients.access import KEY_VARIABLES
 from functions.clients.openrouter import AccountCredits, ManagementKeyRejected
 from functions.clients.project import KeyAnswer
+from functions.clients.secrets_manager import SecretUnreadable
 from functions.health.checks import ASK_SECONDS, Facts, Finding, NotSeen, broken, ok, sentence_of, skipped, warning
 from functions.health.database import Report
+from functions.kit.settings import SettingsInvalid
 
 KEYS_PAGE = "dashboard, Project Settings, API Keys"
 STATUS_PAGE = "https://status.supabase.com"
@@ -15,6 +18,21 @@ URL_PAGE = "dashboard, Project Settings, Data API"
 MANAGEMENT_KEYS_PAGE = "https://openrouter.ai/settings/management-keys"
 CREDITS_PAGE = "https://openrouter.ai/settings/credits"
 MICROS_PER_DOLLAR = 1_000_000
+ROTATION_PAGE = "docs/operations.md#the-secret-key-of-supabase"
+WHO_AM_I = "aws sts get-caller-identity   (which AWS credentials are these?)"
+# By what Secrets Manager, or its SDK, says.
+SECRET_MENDS = {
+    "AccessDeniedException": "make deploy STAGE=STAGE   (each function's role may read its stage's secret; or are "
+    "these another account's AWS credentials?)",
+    "ResourceNotFoundException": "DOORKEY_SECRET_ID=doorkey/STAGE   (or its ARN; is AWS_REGION the stage's?)",
+    "ValidationException": "DOORKEY_SECRET_ID=doorkey/STAGE   (or its ARN)",
+    "UnrecognizedClientException": WHO_AM_I,
+    "InvalidSignatureException": WHO_AM_I,
+    "ExpiredTokenException": WHO_AM_I,
+    "NoCredentialsError": WHO_AM_I,
+    "NoRegionError": "AWS_REGION=REGION   (the stage's)",
+    "boto3 is not installed": "pip install boto3   (Lambda brings it along)",
+}
 
 
 def judge_supabase(facts: Facts) -> Finding:
@@ -107,6 +125,28 @@ def judge_secret_key(facts: Facts) -> Finding:
             f"Set both to sb_secret_ and sb_publishable_ keys, and deploy   ({KEYS_PAGE})",
         )
     return ok("Supabase accepts the secret key: everything goes by it (rung 1).")
+
+
+def judge_stage_secret(facts: Facts) -> Finding:
+    """Whether a key that is rotated would be found again (rung 2)."""
+    if facts.settings.doorkey_secret_id is None:
+        return ok("DOORKEY_SECRET_ID names no secret: with a key rejected there is no rung 2.")
+    without = "a key that is rotated is not found again (no rung 2)"
+    error = facts.failure("stage_secret")
+    if isinstance(error, SettingsInvalid):
+        return warning(
+            f"The keys in DOORKEY_SECRET_ID can't be used: {without}. {'; '.join(error.problems)}", ROTATION_PAGE
+        )
+    if error is not None:
+        reason = f"({error})" if isinstance(error, SecretUnreadable) else sentence_of(error)
+        return warning(
+            f"DOORKEY_SECRET_ID is set and can't be read {reason}: {without}.",
+            SECRET_MENDS.get(str(error), ROTATION_PAGE),
+        )
+    held = facts.answer("stage_secret") or frozenset()
+    if missing := [name for name in KEY_VARIABLES if name not in held]:
+        return warning(f"DOORKEY_SECRET_ID holds no {' and no '.join(missing)}: {without}.", ROTATION_PAGE)
+    return ok("The stage's secret can be read, and holds both keys.")
 
 
 def _what_goes_on(facts: Facts) -> str:

@@ -197,6 +197,19 @@ WRONG_DATABASES: dict[str, tuple[Break, str, str, str]] = {
     "everybody may claim": (
         by_sql(f"grant execute on {CLAIM} to anon"), "grants", "broken", "for f in supabase/migrations",
     ),
+    "anybody who is signed in may use up proofs": (
+        by_sql("grant execute on function doorkey.use_proof(text, text[], text, bigint, text) to authenticated"),
+        "grants", "broken", "for f in supabase/migrations",
+    ),
+    "everybody may enrol": (
+        by_sql("grant execute on function doorkey.enrol(uuid) to public"),
+        "grants", "broken", "for f in supabase/migrations",
+    ),
+    "people may go through a server's door": (
+        by_sql("grant execute on function public.post_credits(uuid, text, bigint, text, text, text,"
+               " timestamp with time zone, text) to authenticated"),
+        "grants", "broken", "for f in supabase/migrations",
+    ),
     "a trigger is switched off": (
         by_sql("alter table auth.users disable trigger zz_doorkey_user_updated"),
         "triggers", "broken", "for f in supabase/migrations",
@@ -284,6 +297,7 @@ async def test_users_who_were_given_up_are_due_again_by_the_command_that_it_name
 
 async def test_repeating_the_migrations_mends_grants_and_triggers(patient: Patient) -> None:
     await patient.sql("grant execute on all functions in schema public, doorkey to anon")
+    await patient.sql("grant execute on function doorkey.sign_proof(text, text[]) to public")
     await patient.sql("revoke usage on schema doorkey from authenticated")
     await patient.sql("alter table auth.users disable trigger zz_doorkey_user_created")
     await patient.sql("drop trigger zz_doorkey_user_deleted on auth.users")

@@ -66,3 +66,25 @@ async def test_where_the_secret_has_rejected_keys_too_nothing_is_found(patient: 
         "publishable_key": "broken", "secret_key": "broken", "database": "skipped", "clock": "skipped",
     }  # fmt: skip
     assert "rung 4" in found.checks["secret_key"]["finding"]
+
+
+async def test_a_secret_that_can_not_be_read_is_said_before_a_key_is_rotated(patient: Patient, vault: Vault) -> None:
+    vault.store({key: patient.environment[key] for key in BOTH})
+    assert (await patient.examine(vault.environment)).not_ok() == {}
+    found = await patient.examine({**vault.environment, "DOORKEY_SECRET_ID": "doorkey/mistyped"})
+    assert found.not_ok() == {"stage_secret": "warning"}
+    assert "ResourceNotFoundException" in found.checks["stage_secret"]["finding"]
+    assert "DOORKEY_SECRET_ID=doorkey/STAGE" in found.checks["stage_secret"]["mend"]
+    assert (found.status, found.run.code) == ("warning", 1)
+
+
+async def test_a_secret_without_usable_keys_is_said_too(patient: Patient, vault: Vault) -> None:
+    right = {key: patient.environment[key] for key in BOTH}
+    vault.store({"SUPABASE_SECRET_KEY": right["SUPABASE_SECRET_KEY"]})
+    found = await patient.examine(vault.environment)
+    assert found.not_ok() == {"stage_secret": "warning"}
+    assert "holds no SUPABASE_PUBLISHABLE_KEY" in found.checks["stage_secret"]["finding"]
+    vault.store({**right, "SUPABASE_SECRET_KEY": right["SUPABASE_PUBLISHABLE_KEY"]})
+    found = await patient.examine(vault.environment)
+    assert found.not_ok() == {"stage_secret": "warning"}
+    assert "SUPABASE_SECRET_KEY: holds a publishable key" in found.checks["stage_secret"]["finding"]

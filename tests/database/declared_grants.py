@@ -290,6 +290,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.note_plan()": (),
     "doorkey.note_trouble(text, uuid, text, text)": (),
     "doorkey.open_doors()": (),
+    "doorkey.open_inside()": (),
     "doorkey.pg_net_health()": (),
     "doorkey.on_user_created()": (),
     "doorkey.on_user_deleted()": (),

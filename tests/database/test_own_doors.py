@@ -316,6 +316,34 @@ async def test_only_a_hold_of_ones_own_can_be_closed(ready: OwnDoors) -> None:
     assert await Credits(ready.database).hold(uuid.UUID(hold_id)) == before
 
 
+# What no function of ours would ask, though it be signed: by door and argument, and what answers.
+ABSURD: list[tuple[str, str, Any, str]] = [
+    *(
+        ("settle_my_hold", "cost_micros", cost, "amount_out_of_range")
+        for cost in ("-1", "NaN", "Infinity", "1" + "0" * 30)
+    ),
+    ("settle_my_hold", "tokens", -1, "amount_out_of_range"),
+    *(("reserve_my_credits", "ttl_seconds", ttl, "ttl_out_of_range") for ttl in (None, 0, -1, 86_401, 2**31 - 1)),
+    *(("reserve_my_credits", "amount_micros", amount, "amount_out_of_range") for amount in (None, 0, -1)),
+    ("reserve_my_credits", "amount_micros", 2**63 - 1, "insufficient_credits"),
+]
+
+
+@pytest.mark.parametrize(("door", "name", "value", "word"), ABSURD)
+async def test_an_absurd_value_is_refused_by_hand_and_with_a_right_proof_alike(
+    ready: OwnDoors, door: str, name: str, value: object, word: str
+) -> None:
+    hold_id = str((await ready.reserve(100, "mine"))["hold_id"])
+    arguments = SAMPLES[door] | {name: value} | ({"hold_id": hold_id} if door == "settle_my_hold" else {})
+    before = await state_of(ready.database)
+    with refused("PT403", "proof_invalid"):
+        await ready.call(door, arguments, dict.fromkeys(("proof_id", "proof_expires_at", "proof"), None))
+    with pytest.raises(psycopg.Error, match=word) as caught:
+        await ready.call(door, arguments)
+    assert str(caught.value.sqlstate).startswith("PT4")
+    assert await state_of(ready.database) == before
+
+
 async def test_a_token_without_a_person_opens_nothing(ready: OwnDoors) -> None:
     """Not even with a proof for nobody: behind the door, nobody's hold would be anybody's."""
     hold_id = str((await ready.reserve(100, "mine"))["hold_id"])

@@ -7,26 +7,34 @@ what they call is heard on the wire. So the rung is read off from what was sent,
 from __future__ import annotations
 
 import json
-import time
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 import httpx
-import jwt
 
 from functions import admin, api, sweep, webhook
 from functions.clients.outside import Clients, build_clients
+from functions.clients.supabase import (
+    DatabaseBusy,
+    ProofRejected,
+    PublishableKeyRejected,
+    Rpc,
+    ServiceKeyRejected,
+    SupabaseAnswerLost,
+    SupabaseUnreachable,
+)
 from functions.credits import store as credits_store
 from functions.health.doors import declared_doors
-from functions.kit.errors import DoorkeyError
+from functions.kit.errors import DoorkeyError, RlsDenied, UserTokenRejected
 from functions.kit.settings import Settings
 from functions.provisioning.steps import Provisioner
 from functions.web.sessions import Sessions
-from infra.local.edge import legacy_key
 from infra.local.stack import Stack
 from tests.support.lambda_events import SCHEDULED, event
 from tests.support.people import Person, database_of, token_for
@@ -34,8 +42,9 @@ from tests.support.secrets_used import remember
 
 WRONG_KEY = "sb_secret_of-nobody-at-all-here"
 NOBODY = ""
-DECLARED = declared_doors()
-OWN_DOORS = {rpc.own_door for rpc in DECLARED if rpc.own_door}
+OWN_DOORS = {rpc.own_door for rpc in declared_doors() if rpc.own_door}
+# Own doors are reached by the service doors that name them.
+DECLARED = tuple(rpc for rpc in declared_doors() if rpc.name not in OWN_DOORS)
 SERVICE_DOORS = {rpc.name for rpc in DECLARED if rpc.role == "service_role"}
 
 
@@ -49,12 +58,18 @@ class Heard:
     status: int | None
 
 
+# What is heard is somebody's: each act that listens hears its own calls, whatever else goes over the wire.
+LISTENING: ContextVar[list[Heard]] = ContextVar("listening")
+# Made once: it takes longer than most calls.
+TLS = ssl.create_default_context()
+
+
 class Wire(httpx.AsyncBaseTransport):
     """Passes everything on, and remembers what went to the Data API."""
 
     def __init__(self) -> None:
         self.heard: list[Heard] = []
-        self._inner = httpx.AsyncHTTPTransport()
+        self._inner = httpx.AsyncHTTPTransport(verify=TLS)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         status = None
@@ -66,14 +81,14 @@ class Wire(httpx.AsyncBaseTransport):
             if "/rest/v1/rpc/" in request.url.path:
                 has_token = "authorization" in request.headers
                 door = request.url.path.rpartition("/")[2]
-                self.heard.append(Heard(door, request.headers["apikey"], has_token, status))
+                LISTENING.get(self.heard).append(Heard(door, request.headers["apikey"], has_token, status))
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
     def rung(self, first_key: str) -> str:
         """Which rung carried it, as far as it got; `own`: their own door from the start; empty: none."""
-        let_in = [call for call in self.heard if call.status != 401]
+        let_in = [call for call in LISTENING.get(self.heard) if call.status != 401]
         if any(call.door in OWN_DOORS for call in let_in):
             return "3"
         by_service = [call for call in let_in if call.door in SERVICE_DOORS]
@@ -134,43 +149,11 @@ async def settled(stack: Stack) -> Person:
     return person
 
 
-def hs256_token(stack: Stack, user_id: uuid.UUID) -> str:
-    """As a project signs that has no asymmetric keys yet."""
-    claims = {
-        "iss": f"{stack.supabase_url}/auth/v1", "sub": str(user_id), "aud": "authenticated",
-        "role": "authenticated", "exp": int(time.time()) + 3600,
-    }  # fmt: skip
-    token = jwt.encode(claims, stack.secrets.legacy_jwt_secret, "HS256")
-    remember("an access token", token)
-    return token
-
-
-def _remembered(token: str) -> str:
-    remember("a bad access token", token)
-    return token
-
-
-# What a client sends for a user, by kind; None: nothing.
-TOKENS: dict[str, Callable[[Stack, uuid.UUID], str | None]] = {
-    "a good JWT, ES256": token_for,
-    "a good JWT, HS256": hs256_token,
-    "no JWT": lambda _stack, _user: None,
-    "an expired JWT": lambda stack, user: token_for(stack, user, exp=int(time.time()) - 60),
-    "the anon key as JWT": lambda stack, _: _remembered(legacy_key(stack.secrets.legacy_jwt_secret, "anon")),
-    "the service_role key as JWT": lambda stack, _: _remembered(
-        legacy_key(stack.secrets.legacy_jwt_secret, "service_role")
-    ),
-    "a JWT of role service_role": lambda stack, user: token_for(stack, user, role="service_role"),
-}
-GOOD_TOKENS = ("a good JWT, ES256", "a good JWT, HS256")
-ANOTHER_USERS = "another user's good JWT"
-
-
 @dataclass(frozen=True)
 class Cell:
-    """What came of one operation."""
+    """What came of one operation. Of a door by itself: `let in`, if it said anything at all."""
 
-    status: int
+    status: int | str
     code: str
     rung: str
     body: str = field(default="", compare=False, repr=False)
@@ -230,13 +213,16 @@ async def _sweep(made: Sandbox, _headers: dict[str, str], _user: uuid.UUID) -> t
     return (200 if answer["outcome"] == "finished" else 503), answer.get("error") or "", ""
 
 
-async def _operator(made: Sandbox, _headers: dict[str, str], user_id: uuid.UUID) -> tuple[int, str, str]:
-    transport = httpx.ASGITransport(admin.build(made.settings, made.clients))
-    headers = {"Authorization": f"Bearer {made.stack.secrets.operator_token}", "Idempotency-Key": str(uuid.uuid4())}
-    wish = {"type": "bonus", "amount_micros": 1, "reason": "matrix"}
-    async with httpx.AsyncClient(transport=transport, base_url="http://admin.example") as client:
-        answer = await client.post(f"{admin.PREFIX}/users/{user_id}/credits", headers=headers, json=wish)
-    return answer.status_code, answer.json().get("code", ""), answer.text
+def _of_operators(method: str, path: str, wish: dict[str, Any] | None = None) -> Operation:
+    async def call(made: Sandbox, headers: dict[str, str], user_id: uuid.UUID) -> tuple[int, str, str]:
+        transport = httpx.ASGITransport(admin.build(made.settings, made.clients))
+        sent = {**headers, "Idempotency-Key": str(uuid.uuid4())}
+        where = f"{admin.PREFIX}{path.format(id=user_id)}"
+        async with httpx.AsyncClient(transport=transport, base_url="http://admin.example") as client:
+            answer = await client.request(method, where, headers=sent, json=wish)
+        return answer.status_code, answer.json().get("code", ""), answer.text
+
+    return call
 
 
 # By what a person asks for; whether it needs somebody of its own who has nothing, or somebody of its own at all.
@@ -257,15 +243,46 @@ OPERATIONS: dict[str, Operation] = {
 NOBODYS: dict[str, Operation] = {
     "the hint of a signup": _hint,
     "a sweep": _sweep,
-    "`POST /v1/admin/users/{id}/credits`, an operator": _operator,
+}
+# For operators, and tried by everybody else.
+OF_OPERATORS: dict[str, Operation] = {
+    "`GET /v1/admin/users/{id}`": _of_operators("GET", "/users/{id}"),
+    "`POST /v1/admin/users/{id}/credits`": _of_operators(
+        "POST", "/users/{id}/credits", {"type": "bonus", "amount_micros": 1, "reason": "matrix"}
+    ),
+    "`POST /v1/admin/users/{id}/plan`": _of_operators(
+        "POST", "/users/{id}/plan", {"plan": "starter", "reason": "matrix"}
+    ),
+    "`GET /v1/admin/reports/drift`": _of_operators("GET", "/reports/drift?day=2026-01-01"),
 }
 
 
-async def play(
-    stack: Stack, changes: dict[str, str], operation: Operation, token: str | None, user_id: uuid.UUID
-) -> Cell:
-    """One cell, in a sandbox of its own."""
-    async with sandbox(stack, changes) as made:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        status, code, body = await operation(made, headers, user_id)
-        return Cell(status, code, made.rung, body)
+async def play(made: Sandbox, operation: Operation, token: str | None, user_id: uuid.UUID) -> Cell:
+    """One cell."""
+    LISTENING.set([])
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    status, code, body = await operation(made, headers, user_id)
+    return Cell(status, code, made.rung, body)
+
+
+# What a call without any content says of whose credentials carried it, and how far; all else is the door's own word.
+VERDICTS = (
+    ServiceKeyRejected, PublishableKeyRejected, ProofRejected, UserTokenRejected, RlsDenied, SupabaseAnswerLost,
+    SupabaseUnreachable, DatabaseBusy,
+)  # fmt: skip
+LET_IN = "let in"
+
+
+async def play_door(made: Sandbox, rpc: Rpc, token: str | None, user_id: uuid.UUID) -> Cell:
+    """One call of a door without any content, as whoever this token is of; no token: nobody asked."""
+    LISTENING.set([])
+    try:
+        session = None if token is None else await made.sessions.verify(f"Bearer {token}")
+        about = user_id if session is None else session.user_id
+        arguments = {name: str(about) if name == "user_id" else None for name in rpc.arguments}
+        await made.clients.supabase.call(rpc, arguments, session=session)
+    except VERDICTS as error:
+        return Cell(error.status, error.code, made.rung)
+    except DoorkeyError:
+        pass
+    return Cell(LET_IN, "", made.rung)

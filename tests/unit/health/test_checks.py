@@ -10,15 +10,18 @@ from typing import Any
 import httpx
 import pytest
 
+from functions.clients.access import KEY_VARIABLES
 from functions.clients.openrouter import AccountCredits
 from functions.clients.outside import build_clients
 from functions.clients.project import KeyAnswer, is_captcha_on, try_key
+from functions.clients.secrets_manager import SecretUnreadable
 from functions.clients.supabase import ServiceKeyRejected, SupabaseError
 from functions.health import checks, doors, outside
 from functions.health.checks import Facts, Finding, NotSeen, Question, ask_all, judge_all, ok, worst_of
 from functions.health.database import Report, judge_clock
 from functions.health.examination import JUDGES, ask_everybody, timed_report
 from functions.health.store import SecretProof
+from functions.kit.settings import SettingsInvalid
 from tests.support.environment import settings
 
 URL = "https://project.example"
@@ -218,6 +221,61 @@ def test_doors_are_compared_with_the_stores() -> None:
         changed = [door("claim_provisioning", callers=callers, behind=behind)]
         assert bool(doors.shut_doors(changed)) == is_shut
         assert bool(doors.wide_open_doors(changed)) == is_open
+
+
+def test_what_is_inside_is_open_to_nobody_but_those_whose_door_it_stands_behind() -> None:
+    door = {"name": "claim_provisioning", "behind": ["claim_provisioning", "fences"]}
+    hosts = {"name": "somebody_elses", "behind": ["use_proof"]}
+
+    def inside(name: str, *callers: str) -> dict[str, Any]:
+        return {"name": name, "callers": list(callers)}
+
+    right = [inside("claim_provisioning", "service_role"), inside("fences", "service_role")]
+    assert doors.open_inside([door, hosts], right) == []
+    for wrong in (
+        inside("claim_provisioning", "authenticated", "service_role"),
+        inside("use_proof", "authenticated"),
+        inside("use_proof", "service_role"),
+        inside("fences", "anon"),
+    ):
+        assert doors.open_inside([door, hosts], [*right, wrong]) == [f"doorkey.{wrong['name']}"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "words", "mend"),
+    [
+        (SecretUnreadable("AccessDeniedException"), "can't be read (AccessDeniedException)", "make deploy STAGE=STAGE"),
+        (SecretUnreadable("ResourceNotFoundException"), "(ResourceNotFoundException)", "DOORKEY_SECRET_ID=doorkey/"),
+        (SecretUnreadable("NoCredentialsError"), "(NoCredentialsError)", "aws sts get-caller-identity"),
+        (SecretUnreadable("boto3 is not installed"), "(boto3 is not installed)", "pip install boto3"),
+        (SecretUnreadable("no JSON object"), "(no JSON object)", "docs/operations.md#"),
+        (SecretUnreadable("SomethingNew"), "(SomethingNew)", "docs/operations.md#"),
+        (TimeoutError(), "no answer within 8 seconds", "docs/operations.md#"),
+        (
+            SettingsInvalid(["SUPABASE_SECRET_KEY holds a publishable key"]),
+            "holds a publishable key",
+            "docs/operations",
+        ),
+        (frozenset({"SUPABASE_SECRET_KEY"}), "holds no SUPABASE_PUBLISHABLE_KEY:", "docs/operations.md#"),
+        (frozenset[str](), "no SUPABASE_SECRET_KEY and no SUPABASE_PUBLISHABLE_KEY", "docs/operations.md#"),
+    ],
+)
+def test_a_stages_secret_of_no_use_is_a_warning_with_its_error_and_what_mends_it(
+    seen: object, words: str, mend: str
+) -> None:
+    facts = Facts(settings(DOORKEY_SECRET_ID="doorkey/test"), {"stage_secret": seen})
+    found = outside.judge_stage_secret(facts)
+    assert found.state == "warning"
+    assert words in found.finding
+    assert "no rung 2" in found.finding
+    assert found.mend is not None
+    assert found.mend.startswith(mend)
+
+
+def test_without_a_secret_or_with_both_keys_in_it_all_is_well() -> None:
+    named = settings(DOORKEY_SECRET_ID="doorkey/test")
+    assert outside.judge_stage_secret(Facts(named, {"stage_secret": frozenset(KEY_VARIABLES)})).state == "ok"
+    assert outside.judge_stage_secret(Facts(settings(), {"stage_secret": None})).state == "ok"
 
 
 def test_peoples_own_doors_are_among_those_that_are_compared() -> None:

@@ -160,6 +160,39 @@ async def test_a_key_id_of_another_kind_of_key_is_refused() -> None:
     assert await refuses(token(EC_KEY, "ES256", None))
 
 
+@pytest.mark.parametrize("name", ["jwk", "jku", "x5u", "x5c"])
+async def test_a_key_that_a_token_brings_along_is_not_looked_at(name: str) -> None:
+    """Nor is anybody asked where it says that there is one."""
+    brought: dict[str, Any] = {
+        "jwk": jwk(OTHER_EC_KEY, "ec"), "jku": "https://elsewhere.example/jwks.json",
+        "x5u": "https://elsewhere.example/cert.pem", "x5c": ["MIIB"],
+    }  # fmt: skip
+    claims = {"iss": ISSUER, "sub": str(USER), "aud": "authenticated", "role": "authenticated", "exp": NOW + 60}
+    for kid in ("ec", "unknown"):
+        text = jwt.encode(claims, OTHER_EC_KEY, "ES256", headers={"kid": kid, name: brought[name]})
+        auth = Auth()
+        assert await refuses(text, sessions(auth))
+        assert auth.asked == 1
+
+
+@pytest.mark.parametrize("kid", ["../ec", "ec\x00", "' or '1'='1", "EC", " ec", "", "e" * 5000])
+async def test_a_key_id_is_a_name_and_nothing_else(kid: str) -> None:
+    auth = Auth()
+    of = sessions(auth)
+    for key in (EC_KEY, OTHER_EC_KEY):
+        assert await refuses(token(key, kid=kid), of)
+    assert auth.asked <= 1
+
+
+async def test_a_token_of_nothing_but_brackets_is_refused() -> None:
+    """Decoding it would go deeper than the interpreter allows."""
+    for deep in (b"[", b'{"a":'):
+        part = jwt.utils.base64url_encode(b'{"alg":"ES256","kid":"ec","x":' + deep * 2000).decode()
+        body = jwt.utils.base64url_encode(deep * 2000).decode()
+        assert await refuses(f"{part}.{body}.AAAA")
+        assert await refuses(f"{token().split('.')[0]}.{body}.AAAA")
+
+
 async def test_a_private_or_symmetric_key_in_the_set_is_no_way_in() -> None:
     octets = {"kty": "oct", "k": jwt.utils.base64url_encode(SECRET.encode()).decode(), "kid": "oct", "alg": "HS256"}
     assert await refuses(token(SECRET, "HS256", "oct"), sessions(Auth({"keys": [octets]})))
@@ -182,7 +215,9 @@ async def test_a_token_for_later_is_refused_beyond_the_leeway() -> None:
         {"iss": "https://elsewhere.example/auth/v1"}, {"iss": ISSUER + "/"}, {"iss": "supabase"}, {"iss": None},
         {"aud": "anon"}, {"aud": None}, {"aud": "Authenticated"},
         {"role": "anon"}, {"role": "service_role"}, {"role": None}, {"role": ["authenticated"]}, {"role": ""},
-        {"sub": None}, {"sub": ""}, {"sub": "me"}, {"sub": str(USER) + "0"},
+        {"sub": None}, {"sub": ""}, {"sub": "me"}, {"sub": str(USER) + "0"}, {"sub": [str(USER)]}, {"sub": 7},
+        {"sub": f"{USER}' or true--"}, {"sub": f"{USER} "}, {"iss": ISSUER.upper()},
+        {"aud": {"authenticated": True}}, {"aud": "authenticated anon"}, {"role": "authenticated,service_role"},
     ],
 )  # fmt: skip
 async def test_a_claim_that_is_not_a_users_is_refused(changes: dict[str, Any]) -> None:
