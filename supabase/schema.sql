@@ -4448,6 +4448,7 @@ create or replace function doorkey.health()
       select coalesce(jsonb_agg(t.tgname order by t.tgname), '[]'::jsonb) from pg_catalog.pg_trigger as t
        where t.tgrelid = 'auth.users'::regclass and t.tgenabled in ('O', 'A') and starts_with(t.tgname, 'zz_doorkey_')),
     'doors', doorkey.open_doors(),
+    'inside', doorkey.open_inside(),
     'migrations', doorkey.applied_migrations(),
     'pg_net', doorkey.pg_net_health(),
     'seconds_since_sweep', floor(extract(epoch from now() - s.last_sweep_at))::bigint,
@@ -5685,9 +5686,10 @@ create or replace function doorkey.open_doors()
                         where has_function_privilege(r.name, d.oid, 'execute')),
            'callers_behind', (select coalesce(jsonb_agg(r.name), '[]'::jsonb) from unnest(d.roles) as r (name)
                                where has_schema_privilege(r.name, 'doorkey', 'usage')
-                                 and has_function_privilege(r.name, b.oid, 'execute')))
+                                 and has_function_privilege(r.name, b.oid, 'execute')),
+           'behind', (select jsonb_agg(distinct m.found[1]) from regexp_matches(d.prosrc, d.calls, 'g') as m (found)))
            order by d.proname)
-    from (select p.oid, p.proname, p.proargnames, p.pronargs,
+    from (select p.oid, p.proname, p.proargnames, p.pronargs, p.prosrc, '\mdoorkey\.([a-z_]+)\(' as calls,
                  array['anon', 'authenticated', 'service_role'] as roles,
                  substring(p.prosrc from '\mdoorkey\.([a-z_]+)\(') as behind
             from pg_catalog.pg_proc as p where p.pronamespace = 'public'::regnamespace) as d
@@ -5695,6 +5697,24 @@ create or replace function doorkey.open_doors()
 $function$;
 
 revoke all on function "doorkey"."open_doors"() from public;
+
+-- doorkey.open_inside
+
+create or replace function doorkey.open_inside()
+  returns jsonb
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select coalesce(jsonb_agg(jsonb_build_object('name', f.proname, 'callers', f.callers) order by f.proname), '[]'::jsonb)
+    from (select p.proname, jsonb_agg(r.name order by r.name) as callers
+            from pg_catalog.pg_proc as p, unnest(array['anon', 'authenticated', 'service_role']) as r (name)
+           where p.pronamespace = 'doorkey'::regnamespace and has_function_privilege(r.name, p.oid, 'execute')
+           group by p.oid, p.proname) as f;
+$function$;
+
+revoke all on function "doorkey"."open_inside"() from public;
 
 -- doorkey.pg_net_health
 
