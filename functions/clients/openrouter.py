@@ -1,8 +1,8 @@
 """OpenRouter's key management.
 
 Making a key is the irreversible act: there is no idempotency key, and the secret is shown once. Errors are named by
-their side of it. Nothing here repeats a POST; the official SDK does, for an hour (facts.md 3), which is why it is
-only used in tests.
+their side of it (openrouter_errors.py; the names can be had here too). Nothing here repeats a POST; the official SDK
+does, for an hour (facts.md 3), which is why it is only used in tests.
 """
 
 from __future__ import annotations
@@ -20,97 +20,52 @@ from uuid import UUID
 import httpx
 from pydantic import SecretStr
 
-from functions.kit.errors import DoorkeyError
+from functions.clients.openrouter_errors import (
+    AccountEmpty,
+    KeyNotFound,
+    LimitNotTaken,
+    ManagementKeyForbidden,
+    ManagementKeyRejected,
+    OpenRouterAnswerInvalid,
+    OpenRouterAnswerLate,
+    OpenRouterAnswerLost,
+    OpenRouterError,
+    OpenRouterFault,
+    OpenRouterLimited,
+    OpenRouterPage,
+    OpenRouterRefused,
+    OpenRouterUnreachable,
+)
+
+__all__ = [
+    "MICROS_PER_DOLLAR",
+    "PAGE_KEYS",
+    "AccountCredits",
+    "AccountEmpty",
+    "CreatedKey",
+    "KeyNotFound",
+    "KeyUsage",
+    "LimitNotTaken",
+    "ListedKey",
+    "ManagementKeyForbidden",
+    "ManagementKeyRejected",
+    "OpenRouter",
+    "OpenRouterAccount",
+    "OpenRouterAnswerInvalid",
+    "OpenRouterAnswerLate",
+    "OpenRouterAnswerLost",
+    "OpenRouterError",
+    "OpenRouterFault",
+    "OpenRouterLimited",
+    "OpenRouterPage",
+    "OpenRouterRefused",
+    "OpenRouterUnreachable",
+]
 
 MICROS_PER_DOLLAR = 1_000_000
 # facts.md 1.5: fixed by OpenRouter.
 PAGE_KEYS = 100
 _HASH = re.compile(r"[0-9a-f]{64}")
-
-
-class OpenRouterError(DoorkeyError):
-    """OpenRouter did not do what was asked.
-
-    Attributes:
-        is_outcome_unknown: whether it may have happened all the same.
-        is_everybodys: whether it is about the account and not about this key.
-        is_outage: whether OpenRouter may be away: that several in a row meet the same would show it.
-        retry_after_seconds: how long OpenRouter asked to be left alone.
-    """
-
-    code = "openrouter_failed"
-    status = 502
-    is_outcome_unknown = False
-    # Whether it would have been refused to anybody: then trying others is pointless, and costs them nothing.
-    is_everybodys = False
-    is_outage = False
-
-    def __init__(self, private: str = "", retry_after_seconds: float | None = None) -> None:
-        super().__init__(private)
-        self.retry_after_seconds = retry_after_seconds
-
-
-class OpenRouterUnreachable(OpenRouterError):
-    """OpenRouter can't be reached; nothing was sent."""
-
-    code = "openrouter_unreachable"
-    is_outage = True
-
-
-class OpenRouterAnswerLost(OpenRouterError):
-    """OpenRouter did not answer as it should; whether it did what was asked, nobody knows.
-
-    The private detail says in which way: too late, not at all, a fault of its own, a web page, something else.
-    """
-
-    code = "openrouter_answer_lost"
-    is_outcome_unknown = True
-    is_outage = True
-
-
-class OpenRouterLimited(OpenRouterError):
-    """OpenRouter asks to slow down."""
-
-    code = "openrouter_limited"
-
-
-class ManagementKeyRejected(OpenRouterError):
-    """OpenRouter does not accept the management key."""
-
-    code = "management_key_rejected"
-    is_everybodys = True
-    is_key_rejected = True
-
-
-class ManagementKeyForbidden(ManagementKeyRejected):
-    """OpenRouter does not let this key make keys: it is no management key, or the account's rules forbid it."""
-
-    code = "management_key_forbidden"
-
-
-class AccountEmpty(OpenRouterError):
-    """The OpenRouter account has no credits left."""
-
-    code = "openrouter_account_empty"
-    is_everybodys = True
-
-
-class OpenRouterRefused(OpenRouterError):
-    """OpenRouter refused the request as it was made."""
-
-    code = "openrouter_refused"
-
-
-class LimitNotTaken(OpenRouterError):
-    """OpenRouter answered with another limit than the one that was asked for."""
-
-    code = "openrouter_limit_not_taken"
-
-
-class KeyNotFound(OpenRouterError):
-    """OpenRouter knows no such key."""
-
-    code = "openrouter_key_not_found"
 
 
 @dataclass(frozen=True, repr=False)
@@ -219,7 +174,7 @@ class OpenRouter:
             taken = (_micros(answer["data"]["limit"]), answer["data"]["disabled"])
             usage_micros = max(Decimal(0), _exact_micros(answer["data"]["usage"]))
         except (KeyError, TypeError, ValueError, ArithmeticError):
-            raise OpenRouterAnswerLost("PATCH keys: 200, but without the key") from None
+            raise OpenRouterAnswerInvalid("PATCH keys: 200, but without the key") from None
         if taken != (limit_micros, not is_enabled):
             raise LimitNotTaken("PATCH keys: 200, but another limit or switch than asked for")
         return usage_micros
@@ -242,7 +197,7 @@ class OpenRouter:
                 for item in await self._list(offset)
             ]
         except (KeyError, TypeError, ValueError):
-            raise OpenRouterAnswerLost("GET keys: 200, but no list of keys") from None
+            raise OpenRouterAnswerInvalid("GET keys: 200, but no list of keys") from None
 
     async def list_usage(self, offset: int) -> list[KeyUsage]:
         """The same page, with what each key has spent.
@@ -253,7 +208,7 @@ class OpenRouter:
         try:
             return [_read_usage(item) for item in await self._list(offset)]
         except (KeyError, TypeError, ValueError, ArithmeticError):
-            raise OpenRouterAnswerLost("GET keys: 200, but no list of keys with their usage") from None
+            raise OpenRouterAnswerInvalid("GET keys: 200, but no list of keys with their usage") from None
 
     async def _list(self, offset: int) -> Any:
         query = {"offset": str(offset), "include_disabled": "true", "include_expired": "true"}
@@ -285,7 +240,7 @@ class OpenRouter:
                 for name in ("total_credits", "total_usage")
             )
         except (KeyError, TypeError, ValueError, ArithmeticError):
-            raise OpenRouterAnswerLost("GET credits: 200, but no credits") from None
+            raise OpenRouterAnswerInvalid("GET credits: 200, but no credits") from None
         return AccountCredits(bought_micros=bought, used_micros=used)
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None, expected: int) -> Any:
@@ -294,7 +249,7 @@ class OpenRouter:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise OpenRouterUnreachable(f"{method} keys: {type(error).__name__}") from error
         except httpx.TimeoutException as error:
-            raise OpenRouterAnswerLost(f"{method} keys: no answer in time, {type(error).__name__}") from error
+            raise OpenRouterAnswerLate(f"{method} keys: no answer in time, {type(error).__name__}") from error
         except httpx.HTTPError as error:
             raise OpenRouterAnswerLost(f"{method} keys: the connection broke, {type(error).__name__}") from error
         if response.status_code != expected:
@@ -303,8 +258,9 @@ class OpenRouter:
             # As it is written: a double would lose what stands behind its last place.
             return response.json(parse_float=Decimal)
         except (ValueError, RecursionError):
-            found = "a web page" if _is_page(response) else "no JSON"
-            raise OpenRouterAnswerLost(f"{method} keys: {expected}, but {found}") from None
+            if _is_page(response):
+                raise OpenRouterPage(f"{method} keys: {expected}, but a web page") from None
+            raise OpenRouterAnswerInvalid(f"{method} keys: {expected}, but no JSON") from None
 
 
 def _dollars(micros: int | None) -> float | None:
@@ -346,12 +302,12 @@ def _read_created(answer: Any) -> CreatedKey:
             secret=secret,
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):
-        raise OpenRouterAnswerLost("POST keys: 201, but without a key") from None
+        raise OpenRouterAnswerInvalid("POST keys: 201, but without a key") from None
     if not isinstance(secret, str) or not secret:
-        raise OpenRouterAnswerLost("POST keys: 201, but without a secret")
+        raise OpenRouterAnswerInvalid("POST keys: 201, but without a secret")
     # facts.md 1.4 says it is the SHA-256 of the secret. PATCH and DELETE take the API's word for it, so that counts.
     if not _HASH.fullmatch(created.key_hash):
-        raise OpenRouterAnswerLost("POST keys: 201, but the hash is none")
+        raise OpenRouterAnswerInvalid("POST keys: 201, but the hash is none")
     return created
 
 
@@ -374,9 +330,10 @@ def _named(method: str, response: httpx.Response, expected: int) -> OpenRouterEr
         return OpenRouterRefused(where, retry_after)
     # 5xx and anything that is no refusal: on a POST the key may have been made behind a broken proxy.
     if _is_page(response):
-        return OpenRouterAnswerLost(f"{where}, a web page", retry_after)
-    found = "a fault of its own" if status >= 500 else f"not {expected}"
-    return OpenRouterAnswerLost(f"{where}, {found}", retry_after)
+        return OpenRouterPage(f"{where}, a web page", retry_after)
+    if status >= 500:
+        return OpenRouterFault(f"{where}, a fault of its own", retry_after)
+    return OpenRouterAnswerInvalid(f"{where}, not {expected}", retry_after)
 
 
 def _is_page(response: httpx.Response) -> bool:

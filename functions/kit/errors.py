@@ -35,7 +35,7 @@
     ├── RotatedTooOften           429  rotated_too_often
     ├── InternalError             500  internal_error
     ├── SupabaseError                  (clients/supabase.py)
-    └── OpenRouterError                (clients/openrouter.py)
+    └── OpenRouterError                (clients/openrouter_errors.py)
 
 The public sentence is the first paragraph of the class docstring: written once, shown to whoever meets the error.
 What only the log may see goes into `private`, a separate argument, so that the two can't be mistaken for each other.

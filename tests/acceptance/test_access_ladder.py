@@ -202,7 +202,7 @@ async def test_trouble_at_openrouter_does_not_fail_a_request_whose_answer_is_kno
         account = await arrivals.account(session_of(person), request_id="trouble")
     assert (account["provisioning"]["state"], account["provisioning"]["last_error"]) == (
         "due",
-        "openrouter_answer_lost",
+        "openrouter_fault",
     )
 
 

@@ -26,6 +26,7 @@ from tests.support.scenes import Answer, Between, Scene, instead, lose, named, o
 
 HINTS = 32
 WELCOME_MICROS = 5_000_000
+HTML = {"content-type": "text/html"}
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ async def scene(stack: Stack, http: httpx.AsyncClient) -> Scene:
     scene = Scene(stack, http, uuid.uuid4())
     await scene.sql("insert into auth.users (id, email) values (%s, %s)", scene.user_id, f"{scene.user_id}@example.com")
     await scene.sql("update doorkey.provisioning set state = 'due' where user_id = %s", scene.user_id)
+    await scene.release_queue()
     return scene
 
 
@@ -195,7 +197,7 @@ async def test_a_key_whose_answer_is_lost_is_left_and_the_next_attempt_has_the_n
     assert await scene.provision(transport) is Outcome.DEFERRED
     assert transport.calls == ["claim_provisioning", "POST /keys", "defer_provisioning"]
     assert set(await scene.keys()) == {1}
-    assert (await scene.row())["last_error"] == "openrouter_answer_lost"
+    assert (await scene.row())["last_error"] == "openrouter_answer_late"
     await scene.make_due_now()
     assert await scene.provision() is Outcome.READY
     keys = await scene.keys()
@@ -238,12 +240,12 @@ async def test_a_wish_that_changes_during_the_work_reaches_the_key(scene: Scene,
         (429, '{"error": {"code": 429}}', {"retry-after": "1234"}, "openrouter_limited", 1234),
         (429, "<html>slow down</html>", {}, "openrouter_limited", 0),
         (400, '{"error": {"code": 400}}', {}, "openrouter_refused", 0),
-        (502, "<html>bad gateway</html>", {"retry-after": "77"}, "openrouter_answer_lost", 77),
-        (200, "<html>hello</html>", {}, "openrouter_answer_lost", 0),
-        (201, "<html>hello</html>", {}, "openrouter_answer_lost", 0),
-        (201, '{"data": {}}', {}, "openrouter_answer_lost", 0),
-        (201, '{"data": {"hash": "x", "name": "y"}, "key": "sk-or-v1-z"}', {}, "openrouter_answer_lost", 0),
-        (307, "", {"location": "http://127.0.0.1:9/"}, "openrouter_answer_lost", 0),
+        (502, "<html>bad gateway</html>", {"retry-after": "77", **HTML}, "openrouter_page", 77),
+        (200, "<html>hello</html>", HTML, "openrouter_page", 0),
+        (201, "<html>hello</html>", HTML, "openrouter_page", 0),
+        (201, '{"data": {}}', {}, "openrouter_answer_invalid", 0),
+        (201, '{"data": {"hash": "x", "name": "y"}, "key": "sk-or-v1-z"}', {}, "openrouter_answer_invalid", 0),
+        (307, "", {"location": "http://127.0.0.1:9/"}, "openrouter_answer_invalid", 0),
     ],
 )
 async def test_what_openrouter_says_instead_of_a_key_is_recorded_and_tried_again_in_time(

@@ -74,6 +74,6 @@ async def test_a_round_that_broke_off_goes_on_where_it_was(scene: Scene) -> None
         return Answer(500) if named(request) == "GET /keys" else None
 
     line = await run_sweep(scene.stack, Between(before=broken))
-    assert line["usage_error"] == "openrouter_answer_lost"
+    assert line["usage_error"] == "openrouter_fault"
     assert line["outcome"] == "finished"
     assert (await run_sweep(scene.stack))["usage_keys"] >= 1

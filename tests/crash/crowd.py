@@ -33,8 +33,8 @@ USER_SECONDS = 60.0
 USER_SECONDS_OF_THE_BROKEN = 5.0
 POLL_SECONDS = 0.25
 # How long somebody waits for an answer before they ask again, and how long at most for all that they want.
-POLLS_BEFORE_ASKING_AGAIN = 3
-ASKING_SECONDS = 12.0
+POLLS_BEFORE_ASKING_AGAIN = 8
+ASKING_SECONDS = 20.0
 # How long a sweeper that shall come to a certain call is waited for, once everybody has signed up.
 SWEEPERS_SECONDS = 30.0
 # A transaction's time is that of its beginning: so old may be what is new.

@@ -332,7 +332,7 @@ def _by_chance(index: int, user_id: uuid.UUID, chance: random.Random) -> Script:
         is_missed=chance.random() < 0.02,
         is_confirmed_later=chance.random() < 0.1,
         is_hopeless=is_hopeless,
-        has_token=chance.random() < 0.05,
+        has_token=chance.random() < 0.03,
         hits=hits,
         steps=_draw_steps(chance),
         hints=tuple(_draw_fate(chance) for _ in range(4)),

@@ -24,9 +24,13 @@ from functions.clients.openrouter import (
     ManagementKeyForbidden,
     ManagementKeyRejected,
     OpenRouter,
+    OpenRouterAnswerInvalid,
+    OpenRouterAnswerLate,
     OpenRouterAnswerLost,
     OpenRouterError,
+    OpenRouterFault,
     OpenRouterLimited,
+    OpenRouterPage,
     OpenRouterRefused,
     OpenRouterUnreachable,
 )
@@ -94,7 +98,8 @@ async def error_of(answer: httpx.Response | Exception, act: str) -> OpenRouterEr
         (401, ManagementKeyRejected),
         (402, AccountEmpty),
         (429, OpenRouterLimited),
-        *((status, OpenRouterAnswerLost) for status in (202, 204, 301, 307, 500, 502, 503, 504, 520, 524, 529)),
+        *((status, OpenRouterAnswerInvalid) for status in (202, 204, 301, 307)),
+        *((status, OpenRouterFault) for status in (500, 502, 503, 504, 520, 524, 529)),
     ],
 )
 async def test_every_status_has_its_name_whatever_the_body(
@@ -102,8 +107,9 @@ async def test_every_status_has_its_name_whatever_the_body(
 ) -> None:
     content, content_type = BODIES[body]
     error = await error_of(httpx.Response(status, content=content, headers={"content-type": content_type}), act)
-    assert type(error) is expected
-    assert error.is_outcome_unknown == (expected is OpenRouterAnswerLost)
+    is_unknown = issubclass(expected, OpenRouterAnswerLost)
+    assert type(error) is (OpenRouterPage if is_unknown and body == "html" else expected)
+    assert error.is_outcome_unknown == is_unknown
 
 
 @pytest.mark.parametrize(
@@ -120,19 +126,25 @@ async def test_a_403_is_everybodys_where_nothing_is_about_one_key(act: str, expe
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "detail"),
+    ("status", "body", "expected", "detail"),
     [
-        (201, "html", "POST keys: 201, but a web page"), (201, "broken", "POST keys: 201, but no JSON"),
-        (201, "json", "POST keys: 201, but without a key"), (200, "html", "POST keys: 200, a web page"),
-        (502, "html", "POST keys: 502, a web page"), (502, "json", "POST keys: 502, a fault of its own"),
-        (200, "json", "POST keys: 200, not 201"), (307, "empty", "POST keys: 307, not 201"),
+        (201, "html", OpenRouterPage, "POST keys: 201, but a web page"),
+        (201, "broken", OpenRouterAnswerInvalid, "POST keys: 201, but no JSON"),
+        (201, "json", OpenRouterAnswerInvalid, "POST keys: 201, but without a key"),
+        (200, "html", OpenRouterPage, "POST keys: 200, a web page"),
+        (502, "html", OpenRouterPage, "POST keys: 502, a web page"),
+        (502, "json", OpenRouterFault, "POST keys: 502, a fault of its own"),
+        (200, "json", OpenRouterAnswerInvalid, "POST keys: 200, not 201"),
+        (307, "empty", OpenRouterAnswerInvalid, "POST keys: 307, not 201"),
     ],
-)  # fmt: skip
-async def test_a_lost_answer_says_in_which_way(status: int, body: str, detail: str) -> None:
+)
+async def test_a_lost_answer_says_in_which_way(
+    status: int, body: str, expected: type[OpenRouterError], detail: str
+) -> None:
     content, content_type = BODIES[body]
     answer = httpx.Response(status, content=content, headers={"content-type": content_type})
     error = await error_of(answer, "create")
-    assert (type(error), error.private) == (OpenRouterAnswerLost, detail)
+    assert (type(error), error.private) == (expected, detail)
 
 
 async def test_a_key_that_is_not_there_is_said_so_and_counts_as_deleted() -> None:
@@ -148,7 +160,7 @@ async def test_a_key_that_is_not_there_is_said_so_and_counts_as_deleted() -> Non
     [
         (httpx.ConnectError("x"), OpenRouterUnreachable), (httpx.ConnectTimeout("x"), OpenRouterUnreachable),
         (httpx.PoolTimeout("x"), OpenRouterUnreachable),
-        (httpx.ReadTimeout("x"), OpenRouterAnswerLost), (httpx.WriteTimeout("x"), OpenRouterAnswerLost),
+        (httpx.ReadTimeout("x"), OpenRouterAnswerLate), (httpx.WriteTimeout("x"), OpenRouterAnswerLate),
         (httpx.ReadError("x"), OpenRouterAnswerLost), (httpx.WriteError("x"), OpenRouterAnswerLost),
         (httpx.CloseError("x"), OpenRouterAnswerLost), (httpx.RemoteProtocolError("x"), OpenRouterAnswerLost),
         (httpx.ProxyError("x"), OpenRouterAnswerLost), (httpx.DecodingError("x"), OpenRouterAnswerLost),
@@ -159,7 +171,7 @@ async def test_a_broken_line_is_named_by_its_side_and_never_tried_again(
 ) -> None:
     found = await error_of(error, act)
     assert type(found) is expected
-    assert found.is_outcome_unknown == (expected is OpenRouterAnswerLost)
+    assert found.is_outcome_unknown == issubclass(expected, OpenRouterAnswerLost)
 
 
 def created(**changes: Any) -> dict[str, Any]:
@@ -180,7 +192,7 @@ def created(**changes: Any) -> dict[str, Any]:
 )  # fmt: skip
 async def test_a_201_that_is_no_key_leaves_it_open_whether_one_was_made(body: str) -> None:
     error = await error_of(httpx.Response(201, content=body), "create")
-    assert type(error) is OpenRouterAnswerLost
+    assert type(error) is OpenRouterAnswerInvalid
     assert error.is_outcome_unknown
     assert SECRET not in str(error)
 
@@ -225,7 +237,7 @@ async def test_no_micro_dollar_of_a_limit_is_lost_in_json(micros: int) -> None:
 )
 async def test_another_limit_or_switch_than_asked_for_is_never_taken_for_done(data: Any) -> None:
     error = await error_of_update(httpx.Response(200, json={"data": data}))
-    assert type(error) in (LimitNotTaken, OpenRouterAnswerLost)
+    assert type(error) in (LimitNotTaken, OpenRouterAnswerInvalid)
 
 
 @pytest.mark.parametrize(
@@ -280,4 +292,4 @@ async def test_any_retry_after_is_seconds_or_nothing(text: str) -> None:
 
 async def test_a_redirect_does_not_take_the_management_key_elsewhere() -> None:
     elsewhere = httpx.Response(307, headers={"location": "https://elsewhere.example/keys"})
-    assert type(await error_of(elsewhere, "create")) is OpenRouterAnswerLost
+    assert type(await error_of(elsewhere, "create")) is OpenRouterAnswerInvalid

@@ -60,7 +60,7 @@ def test_the_page_of_errors_lists_them_all_with_their_status_and_code() -> None:
             ], error
     for base, module in (
         (supabase.SupabaseError, "clients/supabase.py"),
-        (openrouter.OpenRouterError, "clients/openrouter.py"),
+        (openrouter.OpenRouterError, "clients/openrouter_errors.py"),
     ):
         (line,) = [line for line in lines if base.__name__ in line]
         assert line[-1] == f"({module})"
