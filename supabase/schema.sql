@@ -334,7 +334,7 @@ create table "public"."profiles" (
   "full_name"                      text,
   "openrouter_key_name"            text,
   "openrouter_key_limit"           numeric(20,6),
-  "openrouter_provisioning_status" text,
+  "openrouter_provisioning_status" text                     default 'pending'::text,
   "created_at"                     timestamp with time zone not null default now(),
   "updated_at"                     timestamp with time zone not null default now(),
   constraint "profiles_id_fkey" foreign key (id) references auth.users(id) on delete cascade,
@@ -343,6 +343,13 @@ create table "public"."profiles" (
 
 alter table "public"."profiles"
   enable row level security;
+
+create policy "Users may create their own missing profile" on "public"."profiles"
+  for insert
+  to "authenticated"
+  with check (((( SELECT auth.uid() AS uid) = id) AND (EXISTS ( SELECT
+   FROM doorkey.my_new_profile() m(id, email, full_name)
+  WHERE ((NOT (m.email IS DISTINCT FROM profiles.email)) AND (NOT (m.full_name IS DISTINCT FROM profiles.full_name)))))));
 
 create policy "Users may read their own profile" on "public"."profiles"
   for select
@@ -356,6 +363,12 @@ comment on column "public"."profiles"."openrouter_key_name" is 'doorkey: name of
 comment on column "public"."profiles"."openrouter_provisioning_status" is 'doorkey: pending, active, failed, disabled or revoked';
 
 comment on table "public"."profiles" is 'One row per user, kept by doorkey for people to read.';
+
+grant insert ("email") on table "public"."profiles" to "authenticated";
+
+grant insert ("full_name") on table "public"."profiles" to "authenticated";
+
+grant insert ("id") on table "public"."profiles" to "authenticated";
 
 grant select on table "public"."profiles" to "authenticated";
 
@@ -1183,9 +1196,22 @@ grant execute on function "public"."count_sealed_secrets"() to "service_role";
 
 create or replace function public.create_my_profile()
   returns boolean
-  language sql
+  language plpgsql
   set search_path to ''
-  AS $function$ select doorkey.create_my_profile(); $function$;
+  set lock_timeout to '2s'
+  AS $function$
+declare
+  v_profile constant text := doorkey.enrol_me();
+begin
+  if v_profile <> 'missing' then
+    return v_profile = 'there';
+  end if;
+  -- As the person: the policy lets in this row and no other. Another request of theirs may have been quicker.
+  insert into public.profiles (id, email, full_name)
+  select m.id, m.email, m.full_name from doorkey.my_new_profile() as m on conflict (id) do nothing;
+  return exists (select from public.profiles as p where p.id = auth.uid());
+end
+$function$;
 
 revoke all on function "public"."create_my_profile"() from public;
 
@@ -3341,35 +3367,6 @@ revoke all on function "doorkey"."count_sealed_secrets"() from public;
 
 grant execute on function "doorkey"."count_sealed_secrets"() to "service_role";
 
--- doorkey.create_my_profile
-
-create or replace function doorkey.create_my_profile()
-  returns boolean
-  language plpgsql
-  security definer
-  set search_path to ''
-  set lock_timeout to '2s'
-  AS $function$
-declare
-  v_user_id constant uuid := auth.uid();
-begin
-  if doorkey.enrol(v_user_id) is null then
-    return false;
-  end if;
-  if not exists (select from public.profiles as p where p.id = v_user_id) then
-    perform doorkey.fill_profile(v_user_id);
-  end if;
-  return exists (select from public.profiles as p where p.id = v_user_id);
-exception when others then
-  -- The host's own table, and the host's own rules.
-  return false;
-end
-$function$;
-
-revoke all on function "doorkey"."create_my_profile"() from public;
-
-grant execute on function "doorkey"."create_my_profile"() to "authenticated";
-
 -- doorkey.day_difference
 
 create or replace function doorkey.day_difference (
@@ -3731,6 +3728,38 @@ end
 $function$;
 
 revoke all on function "doorkey"."enrol"(uuid) from public;
+
+-- doorkey.enrol_me
+
+create or replace function doorkey.enrol_me()
+  returns text
+  language plpgsql
+  security definer
+  set search_path to ''
+  set lock_timeout to '2s'
+  AS $function$
+declare
+  v_user_id constant uuid := auth.uid();
+begin
+  if doorkey.enrol(v_user_id) is null then
+    return 'none';
+  end if;
+  if not exists (select from public.profiles as p where p.id = v_user_id) then
+    if (select s.owns_profiles from doorkey.settings as s) then
+      return 'missing';
+    end if;
+    perform doorkey.fill_profile(v_user_id);
+  end if;
+  return case when exists (select from public.profiles as p where p.id = v_user_id) then 'there' else 'none' end;
+exception when others then
+  -- The host's own table, and the host's own rules.
+  return 'none';
+end
+$function$;
+
+revoke all on function "doorkey"."enrol_me"() from public;
+
+grant execute on function "doorkey"."enrol_me"() to "authenticated";
 
 -- doorkey.expire_holds
 
@@ -5116,6 +5145,29 @@ create or replace function doorkey.my_account()
 revoke all on function "doorkey"."my_account"() from public;
 
 grant execute on function "doorkey"."my_account"() to "authenticated";
+
+-- doorkey.my_new_profile
+
+create or replace function doorkey.my_new_profile()
+  returns table (
+    id        uuid,
+    email     text,
+    full_name text
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select u.id, u.email::text, left(coalesce(u.raw_user_meta_data ->> 'full_name', u.raw_user_meta_data ->> 'name'), 500)
+    from auth.users as u
+   where u.id = auth.uid() and u.deleted_at is null
+     and exists (select from doorkey.provisioning as p where p.user_id = u.id);
+$function$;
+
+revoke all on function "doorkey"."my_new_profile"() from public;
+
+grant execute on function "doorkey"."my_new_profile"() to "authenticated";
 
 -- doorkey.my_transactions
 

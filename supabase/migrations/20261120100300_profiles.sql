@@ -17,7 +17,8 @@ begin
       full_name text,
       openrouter_key_name text,
       openrouter_key_limit numeric(20, 6),
-      openrouter_provisioning_status text,
+      -- What a person's own row begins with: not theirs to say.
+      openrouter_provisioning_status text default 'pending',
       created_at timestamptz not null default now(),
       updated_at timestamptz not null default now()
     );

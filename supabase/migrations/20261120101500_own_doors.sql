@@ -408,33 +408,81 @@ revoke all on function public.release_my_hold(uuid, text, text, bigint, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.release_my_hold(uuid, text, text, bigint, text) to authenticated;
 
--- The one that makes what everybody has asks for no proof. Nor do those that read: see ..._own_money.sql.
+-- The one that makes what everybody has asks for no proof: a person's own missing profile, made by themselves under row
+-- level security. Nor do those that read: see ..._own_money.sql.
 
--- Makes up for a trigger that missed one's signup: enrolled, and a profile with what Auth knows. Says whether there is a
--- profile now. Nothing in it can be chosen, and users from before the installation are left alone here too.
-create or replace function doorkey.create_my_profile() returns boolean
+-- What a new profile of theirs holds: what Auth knows, as for everybody (doorkey.fill_profile). Empty: not enrolled, or gone.
+create or replace function doorkey.my_new_profile() returns table (id uuid, email text, full_name text)
+language sql stable security definer set search_path = ''
+as $$
+  select u.id, u.email::text, left(coalesce(u.raw_user_meta_data ->> 'full_name', u.raw_user_meta_data ->> 'name'), 500)
+    from auth.users as u
+   where u.id = auth.uid() and u.deleted_at is null
+     and exists (select from doorkey.provisioning as p where p.user_id = u.id);
+$$;
+revoke all on function doorkey.my_new_profile() from public, anon, authenticated, service_role;
+grant execute on function doorkey.my_new_profile() to authenticated;
+
+-- Only on the table that is ours: a host's grants and policies are the host's. Columns that are not granted have their
+-- defaults, and those that are hold what Auth knows: whoever inserts by hand makes the very row that the door makes.
+do $$
+begin
+  if (select s.owns_profiles from doorkey.settings as s)
+     and obj_description(to_regclass('public.profiles'), 'pg_class') = 'One row per user, kept by doorkey for people to read.' then
+    drop policy if exists "Users may create their own missing profile" on public.profiles;
+    create policy "Users may create their own missing profile" on public.profiles
+      for insert to authenticated
+      with check (
+        (select auth.uid()) = id
+        and exists (select from doorkey.my_new_profile() as m
+                     where m.email is not distinct from profiles.email
+                       and m.full_name is not distinct from profiles.full_name));
+    grant insert (id, email, full_name) on table public.profiles to authenticated;
+  end if;
+end
+$$;
+
+-- Makes up for a trigger that missed the signup of whoever asks, and says what of their profile: there, missing (theirs to
+-- make), or none. Users from before the installation are left alone here too.
+create or replace function doorkey.enrol_me() returns text
 language plpgsql security definer set search_path = '' set lock_timeout = '2s'
 as $$
 declare
   v_user_id constant uuid := auth.uid();
 begin
   if doorkey.enrol(v_user_id) is null then
-    return false;
+    return 'none';
   end if;
   if not exists (select from public.profiles as p where p.id = v_user_id) then
+    if (select s.owns_profiles from doorkey.settings as s) then
+      return 'missing';
+    end if;
     perform doorkey.fill_profile(v_user_id);
   end if;
-  return exists (select from public.profiles as p where p.id = v_user_id);
+  return case when exists (select from public.profiles as p where p.id = v_user_id) then 'there' else 'none' end;
 exception when others then
   -- The host's own table, and the host's own rules.
-  return false;
+  return 'none';
 end
 $$;
-revoke all on function doorkey.create_my_profile() from public, anon, authenticated, service_role;
-grant execute on function doorkey.create_my_profile() to authenticated;
+revoke all on function doorkey.enrol_me() from public, anon, authenticated, service_role;
+grant execute on function doorkey.enrol_me() to authenticated;
 
+-- Says whether there is a profile now. Nothing in it can be chosen.
 create or replace function public.create_my_profile() returns boolean
-language sql set search_path = ''
-as $$ select doorkey.create_my_profile(); $$;
+language plpgsql set search_path = '' set lock_timeout = '2s'
+as $$
+declare
+  v_profile constant text := doorkey.enrol_me();
+begin
+  if v_profile <> 'missing' then
+    return v_profile = 'there';
+  end if;
+  -- As the person: the policy lets in this row and no other. Another request of theirs may have been quicker.
+  insert into public.profiles (id, email, full_name)
+  select m.id, m.email, m.full_name from doorkey.my_new_profile() as m on conflict (id) do nothing;
+  return exists (select from public.profiles as p where p.id = auth.uid());
+end
+$$;
 revoke all on function public.create_my_profile() from public, anon, authenticated, service_role;
 grant execute on function public.create_my_profile() to authenticated;

@@ -30,7 +30,7 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
     "doorkey": ("authenticated", "service_role"),
 }
 
-# Who may read the whole table. Nobody may write any.
+# Who may read the whole table. Nobody may write any, but for INSERTS below.
 TABLES: dict[str, tuple[str, ...]] = {
     "public.plans": ("anon", "authenticated", "service_role"),
     "public.profiles": ("authenticated", "service_role"),
@@ -168,7 +168,8 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.usage_of(uuid, date, date, date, text, integer)": ("service_role",),
     "doorkey.my_usage(date, date, date, text, integer)": ("authenticated",),
     f"doorkey.transactions_of(uuid, text[], {PAGE_OF_TRANSACTIONS})": ("service_role",),
-    "doorkey.create_my_profile()": ("authenticated",),
+    "doorkey.enrol_me()": ("authenticated",),
+    "doorkey.my_new_profile()": ("authenticated",),
     "doorkey.claim_my_provisioning(integer, text, text, text, bigint, text)": ("authenticated",),
     "doorkey.finish_my_provisioning(integer, text, text, text, bigint, text, text, text, bigint, text)": (
         "authenticated",
@@ -356,6 +357,12 @@ OBJECTS: dict[str, set[str]] = {
 }
 
 
+# The one exception: one's own missing profile, as Auth knows its user. Who may insert which columns.
+INSERTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "public.profiles": {"authenticated": ("id", "email", "full_name")},
+}
+
+
 def declared_grants() -> set[Grant]:
     """All of the above, one by one."""
     whole_objects = {
@@ -371,8 +378,9 @@ def declared_grants() -> set[Grant]:
         for name, grantees in objects.items()
         for grantee in grantees
     } | {
-        Grant("column", f"{table}.{column}", grantee, "SELECT")
-        for table, by_role in COLUMNS.items()
+        Grant("column", f"{table}.{column}", grantee, privilege)
+        for privilege, tables in (("SELECT", COLUMNS), ("INSERT", INSERTS))
+        for table, by_role in tables.items()
         for grantee, columns in by_role.items()
         for column in columns
     }

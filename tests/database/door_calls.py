@@ -129,6 +129,8 @@ _CALLS = {
     "my_usage": Call(("2026-01-01", "2026-01-31", None, None, 10), "nothing"),
     "transactions_of": Call((NOBODY, None, None, None, None, None, 10), "nothing"),
     "create_my_profile": Call((), "true"),
+    "enrol_me": Call((), "there"),
+    "my_new_profile": Call((), "rows"),
     "claim_provisioning": Call((NOBODY, 60, "door", "lazy"), "nothing"),
     "finish_provisioning": Call((NOBODY, 1, "0" * 64, "door", None, 1, "v1.k1.AAAA", "door"), "lease_lost"),
     "finish_key_update": Call((NOBODY, 1, "0" * 64, 1, True, 0, "door"), "lease_lost"),

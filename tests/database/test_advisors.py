@@ -113,13 +113,14 @@ async def test_every_table_has_row_level_security(database: Database) -> None:
 async def test_no_hidden_table_has_a_policy_and_every_personal_one_names_its_reader(database: Database) -> None:
     policies = await database.rows(
         f"""select p.polrelid::regclass::text as name, n.nspname, p.polcmd::text as command,
-                   pg_get_expr(p.polqual, p.polrelid) as condition,
+                   pg_get_expr(coalesce(p.polqual, p.polwithcheck), p.polrelid) as condition,
                    array(select rolname::text from pg_roles where oid = any (p.polroles) order by 1) as roles
               from pg_policy as p join pg_class as c on c.oid = p.polrelid
               join pg_namespace as n on n.oid = c.relnamespace where n.oid in {OURS}"""
     )
     assert {policy["nspname"] for policy in policies} == {"public"}
-    assert {policy["command"] for policy in policies} == {"r"}
+    assert {policy["command"] for policy in policies} == {"r", "a"}
+    assert [policy["name"] for policy in policies if policy["command"] == "a"] == ["profiles"]
     for policy in policies:
         is_personal = "auth.uid()" in policy["condition"]
         assert policy["roles"] == (["authenticated"] if is_personal else ["anon", "authenticated"]), policy

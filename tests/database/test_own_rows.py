@@ -6,6 +6,7 @@ is what people would try who want more than they have.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import psycopg
@@ -15,7 +16,7 @@ from tests.database.declared_grants import TABLES
 from tests.database.test_own_doors import state_of
 from tests.support.credit_doors import Credits
 from tests.support.databases import Database
-from tests.support.doors import Doors
+from tests.support.doors import Doors, wait_until_blocked
 from tests.support.environment import WEBHOOK_SECRET
 from tests.support.own_doors import OwnDoors
 
@@ -160,6 +161,115 @@ async def test_users_from_before_and_users_who_are_gone_get_no_profile(database:
     nobody = OwnDoors(database, uuid.uuid4())
     assert [await created(own) for own in (old, gone, nobody)] == [False, False, False]
     assert await database.value("select count(*) from public.profiles") == 0
+
+
+MINE = {"id": "%(me)s", "email": "%(mail)s", "full_name": "'Ann'"}
+
+
+def insert(columns: dict[str, str], then: str = "") -> str:
+    return f"insert into public.profiles ({', '.join(columns)}) values ({', '.join(columns.values())}) {then}"
+
+
+# What somebody whose profile is missing could write there by hand; right but for one thing.
+CHOSEN = {
+    "another name": insert(MINE | {"full_name": "'The Boss'"}),
+    "no name": insert(MINE | {"full_name": "null"}),
+    "nothing but the id": insert({"id": "%(me)s"}),
+    "another address": insert(MINE | {"email": "'boss@example.com'"}),
+    "somebody else's row": insert(MINE | {"id": "%(other)s"}),
+    "the limit": insert(MINE | {"openrouter_key_limit": "1000"}),
+    "the status": insert(MINE | {"openrouter_provisioning_status": "'active'"}),
+    "the name of a key": insert(MINE | {"openrouter_key_name": "'mine'"}),
+    "since when": insert(MINE | {"created_at": "'2020-01-01'"}),
+    "over what may be there": insert(MINE, "on conflict (id) do update set full_name = 'The Boss'"),
+    "two at once": insert(MINE) + ", (%(other)s, %(mail)s, 'Ann')",
+}
+
+
+async def by_hand(own: OwnDoors, statement: str, other: uuid.UUID) -> str | None:
+    """What Postgres says to it; None: nothing."""
+    mail = await own.database.value("select max(email) from auth.users where id = %s", (own.user_id,))
+    parameters = {"me": own.user_id, "other": other, "mail": mail}
+    async with own.database.acting_as("authenticated", own.user_id) as connection:
+        try:
+            await connection.execute(statement, parameters)
+        except psycopg.Error as error:
+            return error.sqlstate
+    return None
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+async def test_nothing_in_a_missing_profile_can_be_chosen(people: tuple[OwnDoors, OwnDoors], name: str) -> None:
+    me, other = people
+    await me.database.run("delete from public.profiles")
+    assert await by_hand(me, CHOSEN[name], other.user_id) == "42501"
+    assert await me.database.value("select count(*) from public.profiles") == 0
+
+
+async def test_by_hand_a_missing_profile_is_the_one_that_the_door_makes_and_once_it_is_there_it_stays(
+    people: tuple[OwnDoors, OwnDoors],
+) -> None:
+    me, other = people
+    rows = "select to_jsonb(p) - '{created_at,updated_at}'::text[] as row from public.profiles as p where id = %s"
+    await me.database.run("delete from public.profiles")
+    assert await by_hand(me, insert(MINE), other.user_id) is None
+    written = await me.database.rows(rows, (me.user_id,))
+    assert await by_hand(me, insert(MINE), other.user_id) == "23505"
+    for statement in ("update public.profiles set full_name = 'The Boss'", "delete from public.profiles"):
+        assert await by_hand(me, statement, other.user_id) == "42501"
+    await me.database.run("delete from public.profiles")
+    assert await created(me)
+    assert await me.database.rows(rows, (me.user_id,)) == written
+
+
+async def test_who_is_not_served_makes_no_profile_by_hand(people: tuple[OwnDoors, OwnDoors]) -> None:
+    me, other = people
+    await me.database.run("delete from public.profiles")
+    await me.database.run("update auth.users set deleted_at = now() where id = %s", (me.user_id,))
+    assert await by_hand(me, insert(MINE), other.user_id) == "42501"
+    await me.database.run("update auth.users set deleted_at = null where id = %s", (me.user_id,))
+    await me.database.run("delete from doorkey.provisioning where user_id = %s", (me.user_id,))
+    assert await by_hand(me, insert(MINE), other.user_id) == "42501"
+    nobody = OwnDoors(me.database, uuid.uuid4())
+    assert await by_hand(nobody, insert(MINE), other.user_id) == "42501"
+
+
+async def test_many_requests_of_one_person_make_one_profile(people: tuple[OwnDoors, OwnDoors]) -> None:
+    me, _ = people
+    await me.database.run("delete from public.profiles")
+    assert await asyncio.gather(*(created(me) for _ in range(16))) == [True] * 16
+    assert await me.database.value("select count(*) from public.profiles") == 1
+
+
+async def test_the_door_waits_for_a_row_that_is_just_being_made_by_hand(people: tuple[OwnDoors, OwnDoors]) -> None:
+    me, _ = people
+    await me.database.run("delete from public.profiles")
+    async with me.database.acting_as("authenticated", me.user_id) as connection:
+        await connection.execute("begin")
+        await connection.execute(
+            "insert into public.profiles (id, email, full_name) values (%s, %s, 'Ann')",
+            (me.user_id, await me.database.value("select email from auth.users where id = %s", (me.user_id,))),
+        )
+        door = asyncio.create_task(created(me))
+        await wait_until_blocked(me.database, 1)
+        await connection.execute("commit")
+    assert await door
+
+
+async def test_where_a_host_lets_people_insert_the_door_makes_no_use_of_it(hosted_database: Database) -> None:
+    await hosted_database.run(
+        "create table public.profiles (id uuid primary key, email text, full_name text);"
+        " alter table public.profiles enable row level security;"
+        " grant select, insert on public.profiles to authenticated;"
+        " create policy own on public.profiles to authenticated using (true) with check (true)",
+        role="postgres",
+    )
+    before = await hosted_database.rows("select * from pg_policies where tablename = 'profiles'")
+    await hosted_database.migrate()
+    assert await hosted_database.rows("select * from pg_policies where tablename = 'profiles'") == before
+    me = OwnDoors(hosted_database, await hosted_database.insert_user())
+    assert not await created(me)
+    assert await hosted_database.value("select count(*) from public.profiles") == 0
 
 
 async def test_a_hosts_own_profiles_keep_their_own_rules(hosted_database: Database) -> None:

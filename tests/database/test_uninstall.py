@@ -234,6 +234,10 @@ async def test_profiles_of_ours_that_the_host_took_over_stay(database: Database,
     user_id = await database.insert_user()
     await uninstall(database)
     assert await database.value("select count(*) from public.profiles where id = %s", (user_id,)) == 1
+    # Who writes to it is the host's to say from now on.
+    policies = await database.rows("select policyname from pg_policies where tablename = 'profiles' and cmd = 'INSERT'")
+    assert policies == []
+    assert not await database.value("select has_any_column_privilege('authenticated', 'public.profiles', 'insert')")
     columns = (await Catalog(database.superuser_url).columns())["public.profiles"]
     assert not [column for column in columns if column.startswith("openrouter_")]
     await database.insert_user()
