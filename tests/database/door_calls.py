@@ -102,6 +102,7 @@ class Call:
         "review_not_found",
         "null",
         "true",
+        "there",
     ]
 
 
