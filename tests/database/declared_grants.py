@@ -303,6 +303,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.profile_id_is_user_id()": (),
     "doorkey.refuse_rewriting()": (),
     "doorkey.ring(uuid, text)": (),
+    "doorkey.ring_at(uuid, text, text, text)": (),
     "doorkey.next_key_action(uuid)": (),
     "doorkey.settle_attempt(uuid)": (),
     "doorkey.show_on_profile(uuid, text, text, bigint)": (),
