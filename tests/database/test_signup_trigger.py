@@ -239,6 +239,15 @@ async def test_the_one_path_of_a_signup_fills_the_profile_as_its_parts_do(connec
     assert {**at_once, **dict.fromkeys(of_row)} == {**by_parts, **dict.fromkeys(of_row)}
 
 
+async def test_a_deferred_constraint_on_our_own_profiles_stops_no_signup(connected: Database) -> None:
+    await connected.run("alter table public.profiles add unique (full_name) deferrable initially deferred")
+    named = {"raw_user_meta_data": json.dumps({"full_name": "Ada"}), "email_confirmed_at": "now"}
+    first, second = [await insert(connected, **named) for _ in range(2)]
+    assert await connected.value("select count(*) from public.profiles where id in (%s, %s)", (first, second)) == 1
+    assert await Doors(connected).notes(second) == {"profile.not_filled"}
+    await Doors(connected).make_ready(second)
+
+
 async def test_a_row_that_was_there_before_its_user_is_woken_and_rung_for(connected: Database) -> None:
     user_id = uuid.uuid4()
     await connected.run("insert into doorkey.provisioning (user_id, state) values (%s, 'waiting')", (user_id,))
