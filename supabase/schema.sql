@@ -5586,18 +5586,38 @@ declare
   v_state text;
   v_object text;
 begin
-  -- All at once, as it nearly always goes, and from the row at hand: a handler for each part costs a signup more.
+  -- All at once, as it nearly always goes, and from the row at hand: each function called, each statement and each
+  -- handler costs every signup more. A test holds this to say what first_state and fill_profile say.
   begin
-    select * into v_settings from doorkey.settings;
+    select s.installed_at, s.provision_on, s.provision_anonymous, s.owns_profiles, s.webhook_url, s.webhook_secret,
+           -- For these there is check_deferred_constraints; most have none.
+           exists (select from pg_catalog.pg_trigger as t
+                    where t.tgrelid = to_regclass('public.profiles') and t.tgdeferrable) as has_deferrable
+      into v_settings from doorkey.settings as s;
     if coalesce(new.created_at, now()) >= v_settings.installed_at then
-      v_state := doorkey.first_state(
-        new.is_anonymous, new.email_confirmed_at is not null or new.phone_confirmed_at is not null);
-      insert into doorkey.provisioning (user_id, state)
-      values (new.id, v_state::doorkey.provisioning_state) on conflict (user_id) do nothing;
+      v_state := case
+        when new.is_anonymous and not v_settings.provision_anonymous then 'waiting'
+        when v_settings.provision_on = 'manual' then 'waiting'
+        when v_settings.provision_on = 'confirmed'
+             and new.email_confirmed_at is null and new.phone_confirmed_at is null then 'waiting'
+        else 'due'
+      end;
+      -- Whoever has a row already, and never had a user, is for the parts below: asking first costs everybody.
+      insert into doorkey.provisioning (user_id, state) values (new.id, v_state::doorkey.provisioning_state);
     end if;
-    perform doorkey.fill_profile(new.id);
+    if v_settings.owns_profiles then
+      insert into public.profiles (id, email, full_name, openrouter_provisioning_status)
+      values (new.id, new.email,
+              left(coalesce(new.raw_user_meta_data ->> 'full_name', new.raw_user_meta_data ->> 'name'), 500), 'pending')
+      on conflict (id) do nothing;
+      if v_settings.has_deferrable then
+        perform doorkey.check_deferred_constraints();
+      end if;
+    else
+      perform doorkey.fill_profile(new.id);
+    end if;
     if v_state = 'due' then
-      perform doorkey.ring(new.id, tg_op);
+      perform doorkey.ring_at(new.id, tg_op, v_settings.webhook_url, v_settings.webhook_secret);
     end if;
     return null;
   exception when others or assert_failure or query_canceled then
@@ -7265,31 +7285,54 @@ create or replace function doorkey.ring (
   AS $function$
 declare
   v_settings doorkey.settings;
-  v_id constant text := 'msg_' || gen_random_uuid();
-  v_timestamp constant text := floor(extract(epoch from clock_timestamp()))::bigint;
-  v_body jsonb;
 begin
   select * into v_settings from doorkey.settings;
-  if v_settings.webhook_url is null or v_settings.webhook_secret is null then
+  perform doorkey.ring_at(p_user_id, p_event, v_settings.webhook_url, v_settings.webhook_secret);
+end
+$function$;
+
+revoke all on function "doorkey"."ring"(uuid, text) from public;
+
+-- doorkey.ring_at
+
+create or replace function doorkey.ring_at (
+  p_user_id uuid,
+  p_event   text,
+  p_url     text,
+  p_secret  text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_id constant text := 'msg_' || gen_random_uuid();
+  v_timestamp constant text := floor(extract(epoch from clock_timestamp()))::bigint;
+  v_user constant jsonb := jsonb_build_object('id', p_user_id);
+  v_body jsonb;
+begin
+  if p_url is null or p_secret is null then
     return; -- not connected yet: the rows wait for the sweep
   end if;
   -- The shape of a Supabase database webhook, without the row: that one holds password hashes and tokens.
-  v_body := jsonb_build_object('type', p_event, 'table', 'users', 'schema', 'auth', 'record', null, 'old_record', null)
-    || jsonb_build_object(case p_event when 'DELETE' then 'old_record' else 'record' end,
-                          jsonb_build_object('id', p_user_id));
+  v_body := jsonb_build_object(
+    'type', p_event, 'table', 'users', 'schema', 'auth',
+    'record', case when p_event <> 'DELETE' then v_user end,
+    'old_record', case when p_event = 'DELETE' then v_user end);
   perform net.http_post(
-    url := v_settings.webhook_url,
+    url := p_url,
     body := v_body,
     headers := jsonb_build_object(
       'Content-Type', 'application/json',
       'webhook-id', v_id,
       'webhook-timestamp', v_timestamp,
-      'webhook-signature', doorkey.sign_webhook(v_settings.webhook_secret, v_id, v_timestamp, v_body::text)),
+      'webhook-signature', doorkey.sign_webhook(p_secret, v_id, v_timestamp, v_body::text)),
     timeout_milliseconds := 1000);
 end
 $function$;
 
-revoke all on function "doorkey"."ring"(uuid, text) from public;
+revoke all on function "doorkey"."ring_at"(uuid, text, text, text) from public;
 
 -- doorkey.said_at_signup
 
