@@ -125,6 +125,14 @@ ROWS = (
         renewal.measure,
     ),
     Row(
+        "renewal-touched",
+        "renewal of 10,000 due users in one sweep, who all spent something, fsync on",
+        "one set-based UPDATE of as many rows",
+        Goal(6),
+        "ms",
+        renewal.measure_touched,
+    ),
+    Row(
         "usage-sync",
         "one page of the usage sync: 100 keys, 10 of them changed",
         "a straight-line httpx script: one GET /keys, the same RPC",

@@ -21,7 +21,7 @@ begin
   select string_agg(format('public.%I', n.name), ', ') into v_taken
     from unnest(array[
            'plans', 'credit_accounts', 'credit_accounts_plan', 'credit_accounts_pending_plan', 'credit_accounts_period',
-           'credit_accounts_without_period', 'credit_transactions', 'credit_transactions_once',
+           'credit_transactions', 'credit_transactions_once',
            'credit_transactions_user', 'openrouter_user_keys', 'openrouter_user_keys_one_live',
            'openrouter_user_keys_one_retiring', 'openrouter_user_keys_user',
            'report_signups', 'grant_promised_credits', 'list_reviews', 'release_welcome', 'claw_back_welcome',

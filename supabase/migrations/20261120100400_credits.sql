@@ -52,14 +52,14 @@ create table if not exists public.credit_accounts (
   check (period_ends_at > period_started_at)
 );
 comment on table public.credit_accounts is 'Balances of each user in micro-dollars: a cache of doorkey.ledger_entries.';
-create index if not exists credit_accounts_plan on public.credit_accounts (plan_id);
+-- "Who is on this plan: who never had a period, and whose lies far ahead?"
+create index if not exists credit_accounts_plan on public.credit_accounts (plan_id, period_ends_at);
 create unique index if not exists credit_accounts_referral_code
   on public.credit_accounts (referral_code) where referral_code is not null;
 create index if not exists credit_accounts_pending_plan on public.credit_accounts (pending_plan_id)
   where pending_plan_id is not null;
--- "Whose period is over, and who never had one?"
+-- "Whose period is over?"
 create index if not exists credit_accounts_period on public.credit_accounts (period_ends_at) where period_ends_at is not null;
-create index if not exists credit_accounts_without_period on public.credit_accounts (plan_id) where period_ends_at is null;
 alter table public.credit_accounts enable row level security;
 revoke all on table public.credit_accounts from public, anon, authenticated, service_role;
 grant select on table public.credit_accounts to authenticated, service_role;
@@ -124,6 +124,8 @@ create table if not exists doorkey.credit_lots (
   transaction_id bigint not null unique references public.credit_transactions (id),
   amount_micros bigint not null check (amount_micros > 0),
   remaining_micros bigint not null check (remaining_micros between 0 and amount_micros),
+  -- What was taken of it, because it expired or an operator took it back.
+  taken_micros bigint not null default 0 check (taken_micros between 0 and amount_micros - remaining_micros),
   priority smallint not null default 100,
   expires_at timestamptz,
   -- What a period brings: it ends with the period.

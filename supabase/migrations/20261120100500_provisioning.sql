@@ -136,7 +136,7 @@ $$;
 revoke all on function doorkey.enrol(uuid) from public, anon, authenticated, service_role;
 
 -- Something about the wish changed. Whoever is working now will find that out when they finish.
-create or replace function doorkey.want(p_user_id uuid) returns void
+create or replace function doorkey.want_of(p_user_ids uuid[]) returns void
 language sql security definer set search_path = ''
 as $$
   update doorkey.provisioning
@@ -145,8 +145,13 @@ as $$
          due_at = case when state in ('ready', 'dead') then now() else due_at end,
          failures = case when state = 'dead' then 0 else failures end,
          updated_at = now()
-   where user_id = p_user_id;
+   where user_id = any (p_user_ids);
 $$;
+revoke all on function doorkey.want_of(uuid[]) from public, anon, authenticated, service_role;
+
+create or replace function doorkey.want(p_user_id uuid) returns void
+language sql security definer set search_path = ''
+as $$ select doorkey.want_of(array[p_user_id]); $$;
 revoke all on function doorkey.want(uuid) from public, anon, authenticated, service_role;
 
 -- How the user's key should be, as auth.users says now. `changes_at`: when it will say otherwise by itself.

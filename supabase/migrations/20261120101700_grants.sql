@@ -7,7 +7,7 @@
 set local lock_timeout = '5s';
 set local statement_timeout = '60s';
 
--- One row for each time that credits were taken; its transaction moves them to `leaving`.
+-- One row for each time that credits were taken and could still be spent; its transaction moves them to `leaving`.
 create table if not exists doorkey.credit_takings (
   transaction_id bigint primary key references public.credit_transactions (id),
   user_id uuid not null references public.credit_accounts (user_id),
@@ -139,7 +139,9 @@ begin
     from (values ('available'::doorkey.ledger_account, -taken_micros), ('leaving', taken_micros),
                  ('debt', -owed_micros), (doorkey.end_of(p_type), owed_micros)) as e (account, amount)
    where e.amount <> 0;
-  update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - v_from_lot where l.id = p_lot_id;
+  update doorkey.credit_lots as l
+     set remaining_micros = l.remaining_micros - v_from_lot, taken_micros = l.taken_micros + v_from_lot
+   where l.id = p_lot_id;
   perform doorkey.spend_lots(p_user_id, taken_micros - v_from_lot);
   insert into doorkey.credit_takings as g (transaction_id, user_id, lot_id, asked_micros, taken_micros, owed_micros)
   values (take_credits.transaction_id, p_user_id, p_lot_id, p_amount_micros, take_credits.taken_micros,
@@ -302,8 +304,7 @@ begin
   if doorkey.is_posted('adjustment', p_idempotency_key) then
     raise sqlstate 'PT409' using message = 'idempotency_conflict', hint = 'This key was used for another posting.';
   end if;
-  select v_lot.amount_micros - coalesce(sum(g.taken_micros), 0) into v_amount
-    from doorkey.credit_takings as g where g.lot_id = v_lot.id;
+  select l.amount_micros - l.taken_micros into strict v_amount from doorkey.credit_lots as l where l.id = v_lot.id;
   if v_amount = 0 then
     raise sqlstate 'PT409' using message = 'transaction_not_reversible', hint = 'All of it has left already.';
   end if;

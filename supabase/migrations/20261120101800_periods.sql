@@ -8,12 +8,12 @@ set local lock_timeout = '5s';
 set local statement_timeout = '60s';
 
 -- What each lot has that no open hold keeps. Holds keep what would be spent next: a call that began before its credits
--- expired is paid with them.
+-- expired is paid with them. Of few rows, here and below, says the planner: else it reads whole tables to join a page.
 create or replace function doorkey.unheld_of_lots(p_user_ids uuid[])
-returns table (lot_id bigint, user_id uuid, unheld_micros bigint)
-language sql stable security definer set search_path = ''
+returns table (lot_id bigint, user_id uuid, is_allowance boolean, expires_at timestamptz, unheld_micros bigint)
+language sql stable rows 10 security definer set search_path = ''
 as $$
-  select l.id, l.user_id,
+  select l.id, l.user_id, l.is_allowance, l.expires_at,
          (l.remaining_micros - least(l.remaining_micros, greatest(
             a.held_micros - (sum(l.remaining_micros) over turn - l.remaining_micros), 0)))::bigint
     from doorkey.credit_lots as l join public.credit_accounts as a on a.user_id = l.user_id
@@ -26,43 +26,65 @@ revoke all on function doorkey.unheld_of_lots(uuid[]) from public, anon, authent
 create or replace function doorkey.lock_keys_of(p_user_ids uuid[]) returns uuid[]
 language plpgsql security definer set search_path = ''
 as $$
-declare
-  v_locked uuid[];
 begin
-  select array_agg(p.user_id) into v_locked from (
-    select p.user_id from doorkey.provisioning as p where p.user_id = any (p_user_ids) for update skip locked) as p;
-  return (
-    select coalesce(array_agg(u.id), '{}') from unnest(p_user_ids) as u (id)
-     where u.id = any (v_locked) or not exists (select from doorkey.provisioning as p where p.user_id = u.id));
+  return array(
+    select p.user_id from doorkey.provisioning as p where p.user_id = any (p_user_ids) for update skip locked
+  ) || array(
+    select u.id from unnest(p_user_ids) as u (id)
+     where not exists (select from doorkey.provisioning as p where p.user_id = u.id));
 end
 $$;
 revoke all on function doorkey.lock_keys_of(uuid[]) from public, anon, authenticated, service_role;
 
--- Takes so much out of each of these lots, to `leaving`, each in a transaction of its own. Accounts and keys are locked by
--- the caller, who has it posted out.
+-- Takes so much out of each of these lots, each in a transaction of its own. Out at once, where the only key that the user
+-- ever had may spend no more than what stays; else to `leaving`, and the caller has it posted out. Accounts and keys are
+-- locked by the caller.
 create or replace function doorkey.take_from_lots(
   p_lot_ids bigint[], p_amounts_micros bigint[], p_type text, p_reason text, p_actor text, p_request_id text
 ) returns void
 language sql security definer set search_path = ''
 as $$
   with taken as (
-    update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - t.micros
+    update doorkey.credit_lots as l
+       set remaining_micros = l.remaining_micros - t.micros, taken_micros = l.taken_micros + t.micros
       from unnest(p_lot_ids, p_amounts_micros) as t (lot_id, micros)
      where l.id = t.lot_id and t.micros > 0
     -- What is left of a lot is less each time.
-    returning l.id, l.user_id, t.micros, format('lot:%s:%s', l.id, l.remaining_micros) as key
+    returning l.id as lot_id, l.user_id, t.micros, format('lot:%s:%s', l.id, l.remaining_micros) as key
+  ), kept as (
+    select t.*, p.markup, p.is_uncapped,
+           least(a.available_micros + a.held_micros - a.debt_micros - sum(t.micros) over (partition by t.user_id),
+                 p.monthly_cap_micros - a.period_spent_micros) - a.remainder_micros as spendable_micros
+      from taken as t
+      join public.credit_accounts as a on a.user_id = t.user_id
+      join public.plans as p on p.id = a.plan_id
+  ), going as materialized (
+    -- Numbered here: each posting's parts are found without a join.
+    select nextval('public.credit_transactions_id_seq') as id, k.*,
+           not exists (select from doorkey.provisioning as w where w.user_id = k.user_id and w.state = 'working')
+           and (k.is_uncapped or not exists (
+             select from public.openrouter_user_keys as o
+              where o.user_id = k.user_id
+                and (o.status = 'deleted' or o.retires_at is not null or o.confirm_at is not null
+                     or o.limit_micros is null
+                     or (o.limit_micros - o.charged_cost_micros) * k.markup > k.spendable_micros))) as is_out
+      from (select * from kept order by lot_id) as k
   ), posted as (
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    select t.user_id, p_type, 0, t.key, p_reason, p_actor, p_request_id from taken as t order by t.id
-    returning id, idempotency_key
+    insert into public.credit_transactions
+      (id, user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+    overriding system value
+    select g.id, g.user_id, p_type, case when g.is_out then -g.micros else 0 end, g.key, p_reason, p_actor, p_request_id
+      from going as g
   ), noted as (
     insert into doorkey.credit_takings (transaction_id, user_id, lot_id, asked_micros, taken_micros)
-    select p.id, t.user_id, t.id, t.micros, t.micros from posted as p join taken as t on t.key = p.idempotency_key
+    select g.id, g.user_id, g.lot_id, g.micros, g.micros from going as g where not g.is_out
   )
   insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select p.id, e.account, e.sign * t.micros
-    from posted as p join taken as t on t.key = p.idempotency_key
-   cross join (values ('available'::doorkey.ledger_account, -1), ('leaving', 1)) as e (account, sign);
+  select g.id, e.account, e.amount
+    from going as g
+   cross join lateral (values ('available'::doorkey.ledger_account, -g.micros),
+                              (case when g.is_out then (select doorkey.end_of(p_type)) else 'leaving' end, g.micros))
+           as e (account, amount);
 $$;
 revoke all on function doorkey.take_from_lots(bigint[], bigint[], text, text, text, text)
   from public, anon, authenticated, service_role;
@@ -96,11 +118,12 @@ revoke all on function doorkey.post_out_leaving_of(uuid[]) from public, anon, au
 -- and that is the plan's, is untouched: it need only be moved.
 create or replace function doorkey.next_periods(p_user_ids uuid[])
 returns table (
-  user_id uuid, plan_id text, starts_at timestamptz, ends_at timestamptz, skipped integer, is_untouched boolean
+  user_id uuid, old_plan_id text, ended_at timestamptz, plan_id text, starts_at timestamptz, ends_at timestamptz,
+  skipped integer, is_untouched boolean
 )
-language sql stable security definer set search_path = ''
+language sql stable rows 10 security definer set search_path = ''
 as $$
-  select a.user_id, p.id, n.starts_at, n.starts_at + d.length, d.skipped,
+  select a.user_id, a.plan_id, a.period_ends_at, p.id, n.starts_at, n.starts_at + d.length, d.skipped,
          n.starts_at is not null and a.period_ends_at is not null and a.pending_plan_id is null and a.debt_micros = 0
            -- Where the plan has a cap, the key's limit may rise by the period's end alone.
            and (p.monthly_cap_micros is null or a.period_spent_micros = 0)
@@ -136,13 +159,10 @@ declare
   v_amounts bigint[];
 begin
   select array_agg(f.lot_id), array_agg(f.unheld_micros) into v_lots, v_amounts
-    from doorkey.unheld_of_lots(p_user_ids) as f
-    join doorkey.credit_lots as l on l.id = f.lot_id and l.is_allowance;
-  perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'End of the period', p_actor, p_request_id);
+    from doorkey.unheld_of_lots(p_user_ids) as f where f.is_allowance;
 
   with before as materialized (
-    select n.*, a.plan_id as old_plan_id
-      from doorkey.next_periods(p_user_ids) as n join public.credit_accounts as a on a.user_id = n.user_id
+    select * from doorkey.next_periods(p_user_ids)
   ), begun as (
     update public.credit_accounts as a
        set plan_id = b.plan_id, pending_plan_id = null, period_started_at = b.starts_at, period_ends_at = b.ends_at,
@@ -183,7 +203,9 @@ begin
                               ('debt', g.owed_micros), ('granted', -g.amount_micros)) as e (account, amount)
    where e.amount <> 0;
 
-  perform doorkey.want(u.id) from unnest(p_user_ids) as u (id);
+  -- After the grant: what the new allowance makes up for need not wait for the key.
+  perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'End of the period', p_actor, p_request_id);
+  perform doorkey.want_of(p_user_ids);
   perform doorkey.post_out_leaving_of(p_user_ids);
 end
 $$;
@@ -198,11 +220,15 @@ as $$
     select a.user_id, a.period_ends_at,
            make_interval(hours => 24 * p.period_days)
            * (ceil(extract(epoch from a.period_started_at - now()) / (86400 * p.period_days)) - 1)::integer as back
-      from public.plans as p join public.credit_accounts as a on a.plan_id = p.id
-     where a.period_ends_at > now() + make_interval(hours => 24 * p.period_days)
-       and a.period_started_at > now() + make_interval(hours => 24 * p.period_days)
-     order by a.period_ends_at desc limit p_rows
-       for no key update of a skip locked
+      from public.plans as p
+     -- For each plan by itself: joined, all accounts would be read to find none.
+     cross join lateral (
+       select c.user_id, c.period_started_at, c.period_ends_at from public.credit_accounts as c
+        where c.plan_id = p.id and c.period_ends_at > now() + make_interval(hours => 24 * p.period_days)
+          and c.period_started_at > now() + make_interval(hours => 24 * p.period_days)
+        order by c.period_ends_at desc limit p_rows
+          for no key update skip locked) as a
+     limit p_rows
   ), moved as (
     update public.credit_accounts as a
        set period_started_at = a.period_started_at - m.back, period_ends_at = a.period_ends_at - m.back, updated_at = now()
@@ -244,8 +270,7 @@ begin
   end if;
   -- In a statement of its own: what it reads is what there is since the locks were taken.
   with due as materialized (
-    select n.*, a.period_ends_at as ended_at
-      from doorkey.next_periods(v_due) as n join public.credit_accounts as a on a.user_id = n.user_id
+    select * from doorkey.next_periods(v_due)
   ), moved as (
     update public.credit_accounts as a
        set period_started_at = d.starts_at, period_ends_at = d.ends_at, period_number = a.period_number + 1,
@@ -309,16 +334,15 @@ begin
   v_users := doorkey.lock_keys_of(v_users);
   select array_agg(f.lot_id), array_agg(f.unheld_micros) into v_lots, v_amounts
     from doorkey.unheld_of_lots(v_users) as f
-    join doorkey.credit_lots as l on l.id = f.lot_id
     join public.credit_accounts as a on a.user_id = f.user_id
-   where l.expires_at <= now() and not (l.is_allowance and l.expires_at is not distinct from a.period_ends_at)
+   where f.expires_at <= now() and not (f.is_allowance and f.expires_at is not distinct from a.period_ends_at)
      and f.unheld_micros > 0;
   if v_lots is null then
     return 0;
   end if;
   perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'Credits expired', 'sweep', p_request_id);
   select array_agg(distinct l.user_id) into v_users from doorkey.credit_lots as l where l.id = any (v_lots);
-  perform doorkey.want(u.id) from unnest(v_users) as u (id);
+  perform doorkey.want_of(v_users);
   perform doorkey.post_out_leaving_of(v_users);
   return cardinality(v_lots);
 end
@@ -390,9 +414,8 @@ begin
              least(f.unheld_micros, greatest(-v_change - (sum(f.unheld_micros) over newest - f.unheld_micros), 0))::bigint
                as micros
         from doorkey.unheld_of_lots(array[p_account.user_id]) as f
-        join doorkey.credit_lots as l on l.id = f.lot_id
-       where l.is_allowance and l.expires_at = p_account.period_ends_at
-      window newest as (order by l.id desc)) as t;
+       where f.is_allowance and f.expires_at = p_account.period_ends_at
+      window newest as (order by f.lot_id desc)) as t;
     perform doorkey.take_from_lots(v_lots, v_amounts, 'adjustment', p_reason, p_actor, p_request_id);
     update public.credit_accounts as a set unreturned_micros = a.unreturned_micros - v_change - v_taken
      where a.user_id = p_account.user_id;

@@ -323,6 +323,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.take_credits(uuid, text, bigint, text, text, text, text, bigint)": (),
     "doorkey.usable_key(uuid, text)": (),
     "doorkey.want(uuid)": (),
+    "doorkey.want_of(uuid[])": (),
     "doorkey.welcome(uuid, text, text)": (),
     "doorkey.said_at_signup(jsonb, text)": (),
     "doorkey.normalise_mail(text)": (),

@@ -217,6 +217,45 @@ async def test_a_smaller_allowance_leaves_only_when_the_key_was_lowered(periods:
     assert (await periods.ledger(user_id))[-2:] == [("renewal", 5 * CREDIT), ("expiry", -STARTER)]
 
 
+async def test_what_the_new_allowance_makes_up_for_expires_in_one_posting(periods: Periods) -> None:
+    user_id = await periods.subscriber()
+    await periods.spend(user_id, 5 * CREDIT)
+    await periods.pass_days(30, user_id)
+    assert await periods.renew() == 1
+    postings = await periods.database.rows(
+        "select t.type, jsonb_object_agg(e.account, e.amount_micros) as entries from public.credit_transactions as t"
+        " join doorkey.ledger_entries as e on e.transaction_id = t.id where t.actor = 'sweep' group by t.id order by t.id"
+    )
+    assert [(row["type"], row["entries"]) for row in postings] == [
+        ("renewal", {"available": STARTER, "granted": -STARTER}),
+        ("expiry", {"available": -15 * CREDIT, "expired": 15 * CREDIT}),
+    ]
+    # Nobody takes back what expired.
+    allowance = await periods.database.value("select min(transaction_id) from doorkey.credit_lots")
+    assert (await periods.credits.reverse(allowance))["available_after_micros"] == STARTER - 5 * CREDIT
+
+
+@pytest.mark.parametrize("why", ["is worked on", "may yet be set", "is replaced", "has no limit"])
+async def test_while_a_key_may_spend_more_than_anybody_knows_an_allowance_only_leaves(
+    periods: Periods, why: str
+) -> None:
+    user_id = await periods.subscriber()
+    await periods.spend(user_id, 5 * CREDIT)
+    await periods.follow(user_id)
+    if why == "is worked on":
+        await periods.doors.wish(user_id)
+        await periods.doors.claimed(user_id)
+    elif why == "is replaced":
+        await periods.doors.rotate(user_id)
+        await periods.doors.finish(await periods.doors.claimed(user_id))
+    else:
+        change = "confirm_at = now() + interval '1 h'" if why == "may yet be set" else "limit_micros = null"
+        await periods.database.run(f"update public.openrouter_user_keys set {change} where user_id = %s", (user_id,))
+    await periods.pass_days(30, user_id)
+    assert await periods.renew() == 1
+    assert await periods.balances(user_id) == (STARTER, 0, 15 * CREDIT, 0)
+
+
 async def test_nothing_is_renewed_for_whoever_is_gone(periods: Periods) -> None:
     user_id = await periods.subscriber()
     await periods.database.run("delete from auth.users where id = %s", (user_id,))
