@@ -125,7 +125,7 @@ create table if not exists doorkey.credit_lots (
   amount_micros bigint not null check (amount_micros > 0),
   remaining_micros bigint not null check (remaining_micros between 0 and amount_micros),
   -- What was taken of it, because it expired or an operator took it back.
-  taken_micros bigint not null default 0 check (taken_micros between 0 and amount_micros - remaining_micros),
+  withdrawn_micros bigint not null default 0 check (withdrawn_micros between 0 and amount_micros - remaining_micros),
   priority smallint not null default 100,
   expires_at timestamptz,
   -- What a period brings: it ends with the period.

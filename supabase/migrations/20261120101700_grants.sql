@@ -140,7 +140,7 @@ begin
                  ('debt', -owed_micros), (doorkey.end_of(p_type), owed_micros)) as e (account, amount)
    where e.amount <> 0;
   update doorkey.credit_lots as l
-     set remaining_micros = l.remaining_micros - v_from_lot, taken_micros = l.taken_micros + v_from_lot
+     set remaining_micros = l.remaining_micros - v_from_lot, withdrawn_micros = l.withdrawn_micros + v_from_lot
    where l.id = p_lot_id;
   perform doorkey.spend_lots(p_user_id, taken_micros - v_from_lot);
   insert into doorkey.credit_takings as g (transaction_id, user_id, lot_id, asked_micros, taken_micros, owed_micros)
@@ -304,7 +304,7 @@ begin
   if doorkey.is_posted('adjustment', p_idempotency_key) then
     raise sqlstate 'PT409' using message = 'idempotency_conflict', hint = 'This key was used for another posting.';
   end if;
-  select l.amount_micros - l.taken_micros into strict v_amount from doorkey.credit_lots as l where l.id = v_lot.id;
+  select l.amount_micros - l.withdrawn_micros into strict v_amount from doorkey.credit_lots as l where l.id = v_lot.id;
   if v_amount = 0 then
     raise sqlstate 'PT409' using message = 'transaction_not_reversible', hint = 'All of it has left already.';
   end if;

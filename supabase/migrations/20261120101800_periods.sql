@@ -46,7 +46,7 @@ language sql security definer set search_path = ''
 as $$
   with taken as (
     update doorkey.credit_lots as l
-       set remaining_micros = l.remaining_micros - t.micros, taken_micros = l.taken_micros + t.micros
+       set remaining_micros = l.remaining_micros - t.micros, withdrawn_micros = l.withdrawn_micros + t.micros
       from unnest(p_lot_ids, p_amounts_micros) as t (lot_id, micros)
      where l.id = t.lot_id and t.micros > 0
     -- What is left of a lot is less each time.
