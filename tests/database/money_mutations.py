@@ -111,11 +111,6 @@ MUTATIONS = (
         (Piece("take_from_lots", "k.markup > k.spendable_micros", "k.markup > 1e15"),),
     ),
     Mutation(
-        "what expires has left though a worker is about to set another limit",
-        ("no key can spend what has left",),
-        (Piece("take_from_lots", "w.state = 'working'", "false"),),
-    ),
-    Mutation(
         "more is held than there is",
         ("nothing is negative", FAULT),
         (Piece("reserve_credits", "if v_account.available_micros < v_held then", "if false then"),),
