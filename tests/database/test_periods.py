@@ -224,7 +224,8 @@ async def test_what_the_new_allowance_makes_up_for_expires_in_one_posting(period
     assert await periods.renew() == 1
     postings = await periods.database.rows(
         "select t.type, jsonb_object_agg(e.account, e.amount_micros) as entries from public.credit_transactions as t"
-        " join doorkey.ledger_entries as e on e.transaction_id = t.id where t.actor = 'sweep' group by t.id order by t.id"
+        " join doorkey.ledger_entries as e on e.transaction_id = t.id where t.actor = 'sweep'"
+        " group by t.id order by t.id"
     )
     assert [(row["type"], row["entries"]) for row in postings] == [
         ("renewal", {"available": STARTER, "granted": -STARTER}),
