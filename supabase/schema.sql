@@ -111,13 +111,10 @@ create index credit_accounts_pending_plan on public.credit_accounts using btree 
 create index credit_accounts_period on public.credit_accounts using btree (period_ends_at)
   where (period_ends_at is not null);
 
-create index credit_accounts_plan on public.credit_accounts using btree (plan_id);
+create index credit_accounts_plan on public.credit_accounts using btree (plan_id, period_ends_at);
 
 create unique index credit_accounts_referral_code on public.credit_accounts using btree (referral_code)
   where (referral_code is not null);
-
-create index credit_accounts_without_period on public.credit_accounts using btree (plan_id)
-  where (period_ends_at is null);
 
 create policy "Users may read their own account" on "public"."credit_accounts"
   for select
@@ -474,12 +471,14 @@ create table "doorkey"."credit_lots" (
   "transaction_id"   bigint                   not null,
   "amount_micros"    bigint                   not null,
   "remaining_micros" bigint                   not null,
+  "withdrawn_micros" bigint                   not null default 0,
   "priority"         smallint                 not null default 100,
   "expires_at"       timestamp with time zone,
   "is_allowance"     boolean                  not null default false,
   "created_at"       timestamp with time zone not null default now(),
   constraint "credit_lots_amount_micros_check" check ((amount_micros > 0)),
-  constraint "credit_lots_check1" check (((NOT is_allowance) OR (expires_at IS NOT NULL))),
+  constraint "credit_lots_check1" check (((withdrawn_micros >= 0) AND (withdrawn_micros <= (amount_micros - remaining_micros)))),
+  constraint "credit_lots_check2" check (((NOT is_allowance) OR (expires_at IS NOT NULL))),
   constraint "credit_lots_check" check (((remaining_micros >= 0) AND (remaining_micros <= amount_micros))),
   constraint "credit_lots_pkey" primary key (id),
   constraint "credit_lots_transaction_id_key" unique (transaction_id),
@@ -2601,13 +2600,10 @@ declare
   v_amounts bigint[];
 begin
   select array_agg(f.lot_id), array_agg(f.unheld_micros) into v_lots, v_amounts
-    from doorkey.unheld_of_lots(p_user_ids) as f
-    join doorkey.credit_lots as l on l.id = f.lot_id and l.is_allowance;
-  perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'End of the period', p_actor, p_request_id);
+    from doorkey.unheld_of_lots(p_user_ids) as f where f.is_allowance;
 
   with before as materialized (
-    select n.*, a.plan_id as old_plan_id
-      from doorkey.next_periods(p_user_ids) as n join public.credit_accounts as a on a.user_id = n.user_id
+    select * from doorkey.next_periods(p_user_ids)
   ), begun as (
     update public.credit_accounts as a
        set plan_id = b.plan_id, pending_plan_id = null, period_started_at = b.starts_at, period_ends_at = b.ends_at,
@@ -2648,7 +2644,9 @@ begin
                               ('debt', g.owed_micros), ('granted', -g.amount_micros)) as e (account, amount)
    where e.amount <> 0;
 
-  perform doorkey.want(u.id) from unnest(p_user_ids) as u (id);
+  -- After the grant: what the new allowance makes up for need not wait for the key.
+  perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'End of the period', p_actor, p_request_id);
+  perform doorkey.want_of(p_user_ids);
   perform doorkey.post_out_leaving_of(p_user_ids);
 end
 $function$;
@@ -3835,16 +3833,15 @@ begin
   v_users := doorkey.lock_keys_of(v_users);
   select array_agg(f.lot_id), array_agg(f.unheld_micros) into v_lots, v_amounts
     from doorkey.unheld_of_lots(v_users) as f
-    join doorkey.credit_lots as l on l.id = f.lot_id
     join public.credit_accounts as a on a.user_id = f.user_id
-   where l.expires_at <= now() and not (l.is_allowance and l.expires_at is not distinct from a.period_ends_at)
+   where f.expires_at <= now() and not (f.is_allowance and f.expires_at is not distinct from a.period_ends_at)
      and f.unheld_micros > 0;
   if v_lots is null then
     return 0;
   end if;
   perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'Credits expired', 'sweep', p_request_id);
   select array_agg(distinct l.user_id) into v_users from doorkey.credit_lots as l where l.id = any (v_lots);
-  perform doorkey.want(u.id) from unnest(v_users) as u (id);
+  perform doorkey.want_of(v_users);
   perform doorkey.post_out_leaving_of(v_users);
   return cardinality(v_lots);
 end
@@ -4991,14 +4988,12 @@ create or replace function doorkey.lock_keys_of (
   security definer
   set search_path to ''
   AS $function$
-declare
-  v_locked uuid[];
 begin
-  select array_agg(p.user_id) into v_locked from (
-    select p.user_id from doorkey.provisioning as p where p.user_id = any (p_user_ids) for update skip locked) as p;
-  return (
-    select coalesce(array_agg(u.id), '{}') from unnest(p_user_ids) as u (id)
-     where u.id = any (v_locked) or not exists (select from doorkey.provisioning as p where p.user_id = u.id));
+  return array(
+    select p.user_id from doorkey.provisioning as p where p.user_id = any (p_user_ids) for update skip locked
+  ) || array(
+    select u.id from unnest(p_user_ids) as u (id)
+     where not exists (select from doorkey.provisioning as p where p.user_id = u.id));
 end
 $function$;
 
@@ -5113,11 +5108,15 @@ create or replace function doorkey.move_periods_back (
     select a.user_id, a.period_ends_at,
            make_interval(hours => 24 * p.period_days)
            * (ceil(extract(epoch from a.period_started_at - now()) / (86400 * p.period_days)) - 1)::integer as back
-      from public.plans as p join public.credit_accounts as a on a.plan_id = p.id
-     where a.period_ends_at > now() + make_interval(hours => 24 * p.period_days)
-       and a.period_started_at > now() + make_interval(hours => 24 * p.period_days)
-     order by a.period_ends_at desc limit p_rows
-       for no key update of a skip locked
+      from public.plans as p
+     -- For each plan by itself: joined, all accounts would be read to find none.
+     cross join lateral (
+       select c.user_id, c.period_started_at, c.period_ends_at from public.credit_accounts as c
+        where c.plan_id = p.id and c.period_ends_at > now() + make_interval(hours => 24 * p.period_days)
+          and c.period_started_at > now() + make_interval(hours => 24 * p.period_days)
+        order by c.period_ends_at desc limit p_rows
+          for no key update skip locked) as a
+     limit p_rows
   ), moved as (
     update public.credit_accounts as a
        set period_started_at = a.period_started_at - m.back, period_ends_at = a.period_ends_at - m.back, updated_at = now()
@@ -5363,6 +5362,8 @@ create or replace function doorkey.next_periods (
 )
   returns table (
     user_id      uuid,
+    old_plan_id  text,
+    ended_at     timestamp with time zone,
     plan_id      text,
     starts_at    timestamp with time zone,
     ends_at      timestamp with time zone,
@@ -5372,9 +5373,10 @@ create or replace function doorkey.next_periods (
   language sql
   stable
   security definer
+  rows 10
   set search_path to ''
   AS $function$
-  select a.user_id, p.id, n.starts_at, n.starts_at + d.length, d.skipped,
+  select a.user_id, a.plan_id, a.period_ends_at, p.id, n.starts_at, n.starts_at + d.length, d.skipped,
          n.starts_at is not null and a.period_ends_at is not null and a.pending_plan_id is null and a.debt_micros = 0
            -- Where the plan has a cap, the key's limit may rise by the period's end alone.
            and (p.monthly_cap_micros is null or a.period_spent_micros = 0)
@@ -6282,9 +6284,8 @@ begin
              least(f.unheld_micros, greatest(-v_change - (sum(f.unheld_micros) over newest - f.unheld_micros), 0))::bigint
                as micros
         from doorkey.unheld_of_lots(array[p_account.user_id]) as f
-        join doorkey.credit_lots as l on l.id = f.lot_id
-       where l.is_allowance and l.expires_at = p_account.period_ends_at
-      window newest as (order by l.id desc)) as t;
+       where f.is_allowance and f.expires_at = p_account.period_ends_at
+      window newest as (order by f.lot_id desc)) as t;
     perform doorkey.take_from_lots(v_lots, v_amounts, 'adjustment', p_reason, p_actor, p_request_id);
     update public.credit_accounts as a set unreturned_micros = a.unreturned_micros - v_change - v_taken
      where a.user_id = p_account.user_id;
@@ -6743,8 +6744,7 @@ begin
   end if;
   -- In a statement of its own: what it reads is what there is since the locks were taken.
   with due as materialized (
-    select n.*, a.period_ends_at as ended_at
-      from doorkey.next_periods(v_due) as n join public.credit_accounts as a on a.user_id = n.user_id
+    select * from doorkey.next_periods(v_due)
   ), moved as (
     update public.credit_accounts as a
        set period_started_at = d.starts_at, period_ends_at = d.ends_at, period_number = a.period_number + 1,
@@ -7201,8 +7201,7 @@ begin
   if doorkey.is_posted('adjustment', p_idempotency_key) then
     raise sqlstate 'PT409' using message = 'idempotency_conflict', hint = 'This key was used for another posting.';
   end if;
-  select v_lot.amount_micros - coalesce(sum(g.taken_micros), 0) into v_amount
-    from doorkey.credit_takings as g where g.lot_id = v_lot.id;
+  select l.amount_micros - l.withdrawn_micros into strict v_amount from doorkey.credit_lots as l where l.id = v_lot.id;
   if v_amount = 0 then
     raise sqlstate 'PT409' using message = 'transaction_not_reversible', hint = 'All of it has left already.';
   end if;
@@ -7941,7 +7940,9 @@ begin
     from (values ('available'::doorkey.ledger_account, -taken_micros), ('leaving', taken_micros),
                  ('debt', -owed_micros), (doorkey.end_of(p_type), owed_micros)) as e (account, amount)
    where e.amount <> 0;
-  update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - v_from_lot where l.id = p_lot_id;
+  update doorkey.credit_lots as l
+     set remaining_micros = l.remaining_micros - v_from_lot, withdrawn_micros = l.withdrawn_micros + v_from_lot
+   where l.id = p_lot_id;
   perform doorkey.spend_lots(p_user_id, taken_micros - v_from_lot);
   insert into doorkey.credit_takings as g (transaction_id, user_id, lot_id, asked_micros, taken_micros, owed_micros)
   values (take_credits.transaction_id, p_user_id, p_lot_id, p_amount_micros, take_credits.taken_micros,
@@ -7968,23 +7969,46 @@ create or replace function doorkey.take_from_lots (
   set search_path to ''
   AS $function$
   with taken as (
-    update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - t.micros
+    update doorkey.credit_lots as l
+       set remaining_micros = l.remaining_micros - t.micros, withdrawn_micros = l.withdrawn_micros + t.micros
       from unnest(p_lot_ids, p_amounts_micros) as t (lot_id, micros)
      where l.id = t.lot_id and t.micros > 0
     -- What is left of a lot is less each time.
-    returning l.id, l.user_id, t.micros, format('lot:%s:%s', l.id, l.remaining_micros) as key
+    returning l.id as lot_id, l.user_id, t.micros, format('lot:%s:%s', l.id, l.remaining_micros) as key
+  ), kept as (
+    select t.*, p.markup, p.is_uncapped,
+           least(a.available_micros + a.held_micros - a.debt_micros - sum(t.micros) over (partition by t.user_id),
+                 p.monthly_cap_micros - a.period_spent_micros) - a.remainder_micros as spendable_micros
+      from taken as t
+      join public.credit_accounts as a on a.user_id = t.user_id
+      join public.plans as p on p.id = a.plan_id
+  ), going as materialized (
+    -- Numbered here: each posting's parts are found without a join.
+    select nextval('public.credit_transactions_id_seq') as id, k.*,
+           not exists (select from doorkey.provisioning as w where w.user_id = k.user_id and w.state = 'working')
+           and (k.is_uncapped or not exists (
+             select from public.openrouter_user_keys as o
+              where o.user_id = k.user_id
+                and (o.status = 'deleted' or o.retires_at is not null or o.confirm_at is not null
+                     or o.limit_micros is null
+                     or (o.limit_micros - o.charged_cost_micros) * k.markup > k.spendable_micros))) as is_out
+      from (select * from kept order by lot_id) as k
   ), posted as (
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    select t.user_id, p_type, 0, t.key, p_reason, p_actor, p_request_id from taken as t order by t.id
-    returning id, idempotency_key
+    insert into public.credit_transactions
+      (id, user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+    overriding system value
+    select g.id, g.user_id, p_type, case when g.is_out then -g.micros else 0 end, g.key, p_reason, p_actor, p_request_id
+      from going as g
   ), noted as (
     insert into doorkey.credit_takings (transaction_id, user_id, lot_id, asked_micros, taken_micros)
-    select p.id, t.user_id, t.id, t.micros, t.micros from posted as p join taken as t on t.key = p.idempotency_key
+    select g.id, g.user_id, g.lot_id, g.micros, g.micros from going as g where not g.is_out
   )
   insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select p.id, e.account, e.sign * t.micros
-    from posted as p join taken as t on t.key = p.idempotency_key
-   cross join (values ('available'::doorkey.ledger_account, -1), ('leaving', 1)) as e (account, sign);
+  select g.id, e.account, e.amount
+    from going as g
+   cross join lateral (values ('available'::doorkey.ledger_account, -g.micros),
+                              (case when g.is_out then (select doorkey.end_of(p_type)) else 'leaving' end, g.micros))
+           as e (account, amount);
 $function$;
 
 revoke all on function "doorkey"."take_from_lots"(bigint[], bigint[], text, text, text, text) from public;
@@ -8061,14 +8085,17 @@ create or replace function doorkey.unheld_of_lots (
   returns table (
     lot_id        bigint,
     user_id       uuid,
+    is_allowance  boolean,
+    expires_at    timestamp with time zone,
     unheld_micros bigint
   )
   language sql
   stable
   security definer
+  rows 10
   set search_path to ''
   AS $function$
-  select l.id, l.user_id,
+  select l.id, l.user_id, l.is_allowance, l.expires_at,
          (l.remaining_micros - least(l.remaining_micros, greatest(
             a.held_micros - (sum(l.remaining_micros) over turn - l.remaining_micros), 0)))::bigint
     from doorkey.credit_lots as l join public.credit_accounts as a on a.user_id = l.user_id
@@ -8338,6 +8365,19 @@ create or replace function doorkey.want (
   language sql
   security definer
   set search_path to ''
+  AS $function$ select doorkey.want_of(array[p_user_id]); $function$;
+
+revoke all on function "doorkey"."want"(uuid) from public;
+
+-- doorkey.want_of
+
+create or replace function doorkey.want_of (
+  p_user_ids uuid[]
+)
+  returns void
+  language sql
+  security definer
+  set search_path to ''
   AS $function$
   update doorkey.provisioning
      set wanted = wanted + 1,
@@ -8345,10 +8385,10 @@ create or replace function doorkey.want (
          due_at = case when state in ('ready', 'dead') then now() else due_at end,
          failures = case when state = 'dead' then 0 else failures end,
          updated_at = now()
-   where user_id = p_user_id;
+   where user_id = any (p_user_ids);
 $function$;
 
-revoke all on function "doorkey"."want"(uuid) from public;
+revoke all on function "doorkey"."want_of"(uuid[]) from public;
 
 -- doorkey.welcome
 
