@@ -671,8 +671,9 @@ begin
   if not exists (select from doorkey.provisioning as p where p.user_id = p_user_id) then
     return null;
   end if;
-  -- Whichever key it was.
-  update public.openrouter_user_keys as k set confirm_at = now() where k.user_id = p_user_id and k.status <> 'deleted';
+  -- Whichever key it was. Where somebody else was taken over, who may yet act, it is set once more after their time.
+  update public.openrouter_user_keys as k set confirm_at = greatest(k.confirm_at, now())
+   where k.user_id = p_user_id and k.status <> 'deleted';
   perform doorkey.want(p_user_id);
   perform doorkey.write_audit('provisioning', 'key.rechecked', p_user_id, p_request_id, null);
   return (select p.state::text from doorkey.provisioning as p where p.user_id = p_user_id);

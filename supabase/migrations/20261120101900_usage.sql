@@ -371,6 +371,10 @@ begin
   if v_moved <> 0 then
     perform doorkey.follow_key(v_key.user_id, p_key_hash);
   end if;
+  if v_moved < 0 then
+    -- Given back at the price of then: the user's plan may have another one now, and the key come to too much.
+    perform doorkey.lower_key(v_key.user_id, p_key_hash);
+  end if;
   return v_moved;
 end
 $$;

@@ -174,6 +174,84 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        "receipts are charged a second time, as unseen",
+        ("only what nobody waits for is charged unseen",),
+        (
+            Piece(
+                "judge_usage",
+                "v_usage.reported_micros - v_key.charged_cost_micros",
+                "v_usage.reported_micros - v_usage.unseen_micros",
+            ),
+        ),
+    ),
+    Mutation(
+        "what was charged unseen is charged unseen again",
+        ("only what nobody waits for is charged unseen",),
+        (
+            Piece(
+                "judge_usage",
+                "v_usage.reported_micros - v_key.charged_cost_micros",
+                "v_usage.reported_micros - v_key.charged_cost_micros + v_usage.unseen_micros",
+            ),
+        ),
+    ),
+    Mutation(
+        "calls in flight are charged unseen",
+        ("only what nobody waits for is charged unseen",),
+        (Piece("cost_in_flight", "coalesce(sum(h.amount_micros), 0) / p_markup", "0 * sum(h.amount_micros)"),),
+    ),
+    Mutation(
+        "what is unseen is charged to nobody",
+        ("what OpenRouter has is charged",),
+        (Piece("judge_usage", "if v_moved > c_tolerance then", "if false then"),),
+    ),
+    Mutation(
+        "what is unseen is not charged to the key",
+        ("a key is charged what its calls cost",),
+        (Piece("post_unheld_cost", "k.charged_cost_micros + p_cost_micros", "k.charged_cost_micros"),),
+    ),
+    Mutation(
+        "what was charged twice is kept",
+        ("what is charged twice is given back",),
+        (Piece("judge_usage", "elsif coalesce(v_surplus, 0) <= c_tolerance then", "elsif true then"),),
+    ),
+    Mutation(
+        "what was charged twice is given back at the price of now",
+        ("every cost is charged once",),
+        (
+            Piece(
+                "return_unseen",
+                "v_part * v_cost.markup",
+                "v_part * (select p.markup from public.plans as p where p.id = v_account.plan_id)",
+            ),
+        ),
+    ),
+    Mutation(
+        "a limit that is other than it was left is not mended",
+        ("OpenRouter's key is as it was left",),
+        (Piece("record_usage", "p.state = 'ready' and k.status <> 'deleted'", "false"),),
+    ),
+    Mutation(
+        "two keys may each spend all there is",
+        ("a limit is what was charged and what is left", "no key can spend what has left"),
+        (Piece("key_limit", "v_share := v_share - v_elsewhere;", ""),),
+    ),
+    Mutation(
+        "a key that was replaced keeps what it may spend",
+        ("a limit is what was charged and what is left",),
+        (Piece("key_limit", "else doorkey.held_through(v_key.key_hash) end", "else v_share end"),),
+    ),
+    Mutation(
+        "whoever was taken over is forgotten when a key is looked at",
+        ("no key can spend what has left",),
+        (Piece("recheck_key", "greatest(k.confirm_at, now())", "now()"),),
+    ),
+    Mutation(
+        "what is given back at another price leaves the limit too high",
+        ("a limit that is too high is lowered", "no key can spend what has left"),
+        (Piece("judge_usage", "perform doorkey.lower_key(v_key.user_id, p_key_hash);", ""),),
+    ),
+    Mutation(
         "an account is not locked",
         (FAULT, REPEATED, "nothing is negative", "lots are what is available or held"),
         (Piece("lock_account", " for no key update", ""),),

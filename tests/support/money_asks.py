@@ -6,9 +6,11 @@ The surprising thing: what one has to answer to a repeat is known here, without 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from tests.support.money_remote import RemoteKey
 from tests.support.money_rules import Row
 
 
@@ -48,7 +50,9 @@ def posting(user_id: uuid.UUID, type_: str, amount: int, name: str, is_other: bo
 def reserving(user_id: uuid.UUID, amount: int, name: str, is_other: bool = False) -> Ask:
     """Credits are held for a call."""
     return Ask(
-        "select * from public.reserve_credits(%s, %s, 600, %s, null, 'r')",
+        # Not when it ends: time is made to pass.
+        "select hold_id, bound_key_hash, available_after_micros"
+        " from public.reserve_credits(%s, %s, 600, %s, null, 'r')",
         (user_id, amount, name),
         name=("hold", user_id, name),
         content=(amount,),
@@ -76,4 +80,21 @@ def changing_plan(user_id: uuid.UUID, plan: str, takes_effect: str, name: str, i
         name=("plan", user_id, name),
         content=(plan, takes_effect),
         otherwise=None if is_other else changing_plan(user_id, "no such plan", takes_effect, name, is_other=True),
+    )
+
+
+def syncing(round_number: int, keys: Sequence[tuple[str, RemoteKey]]) -> Ask:
+    """The sweep hands over the whole list of keys."""
+    return Ask(
+        "select * from public.record_usage(%s, 0, null, null, false, %s::text[], %s::numeric[], %s::numeric[],"
+        " %s::numeric[], %s::bigint[], %s::text[], now(), 'r')",
+        (
+            round_number,
+            [name for name, _ in keys],
+            [key.usage for _, key in keys],
+            [0] * len(keys),
+            [key.usage for _, key in keys],
+            [key.limit for _, key in keys],
+            [name for name, key in keys if not key.is_enabled],
+        ),
     )
