@@ -133,6 +133,8 @@ class Rpc:
             the same arguments but `user_id`, and the proof of a function of ours (proofs.py).
         service_door: of a door that is the person's own from the start, the functions' way to the same, when the
             publishable key is rejected; None: there is none. It takes `user_id` besides, and is declared itself, too.
+        is_exact: amounts in its result have fractions of a micro-dollar. They come as Decimals, as they are written: a
+            double would lose what stands behind its last place.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Rpc:
     role: Role
     own_door: str | None = None
     service_door: str | None = None
+    is_exact: bool = False
 
 
 def gateway_says(body: Json) -> str | None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 
 import httpx
 
@@ -110,7 +112,8 @@ class Supabase:
         """
         if set(arguments) != set(rpc.arguments):
             raise TypeError(f"{rpc.name} takes {rpc.arguments}, not {tuple(arguments)}")
-        return await self._access.call(rpc, arguments, session, self._ask)
+        ask = partial(self._ask, parse_float=Decimal) if rpc.is_exact else self._ask
+        return await self._access.call(rpc, arguments, session, ask)
 
     async def fetch_jwks(self) -> Json:
         """The public keys that sign access tokens.
@@ -194,12 +197,19 @@ class Supabase:
         read = await self._keys.read_secret()
         return None if read is None else read[1]
 
-    async def _ask(self, door: str, arguments: Mapping[str, Json], headers: Mapping[str, str], role: Role) -> Json:
+    async def _ask(
+        self,
+        door: str,
+        arguments: Mapping[str, Json],
+        headers: Mapping[str, str],
+        role: Role,
+        parse_float: Callable[[str], Json] | None = None,
+    ) -> Json:
         response = await self._send(f"{self._url}/rest/v1/rpc/{door}", headers, arguments)
         if not response.is_success:
             raise failure(response, door, role)
         try:
-            return response.json() if response.content else None
+            return response.json(parse_float=parse_float) if response.content else None
         except ValueError:
             raise SupabaseAnswerLost(f"{door}: {response.status_code}, but no JSON") from None
 

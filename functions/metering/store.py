@@ -21,9 +21,10 @@ RECORD_USAGE = Rpc(
         *("byok_micros", "daily_micros", "limit_micros", "disabled_hashes", "read_at", "request_id"),
     ),
     "service_role",
+    is_exact=True,
 )
 _AMOUNTS = ("ledger_micros", "receipts_micros", "openrouter_micros", "byok_micros", "difference_micros")
-REPORT_DRIFT = Rpc("report_drift", ("day", "after_key", "key_rows"), "service_role")
+REPORT_DRIFT = Rpc("report_drift", ("day", "after_key", "key_rows"), "service_role", is_exact=True)
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ async def record_usage(
     )
     counts = {
         "usage_keys": row["counted"],
-        "usage_unseen_micros": math.ceil(Decimal(str(row["unseen_micros"]))),
-        "usage_returned_micros": math.ceil(Decimal(str(row["returned_micros"]))),
+        "usage_unseen_micros": math.ceil(row["unseen_micros"]),
+        "usage_returned_micros": math.ceil(row["returned_micros"]),
         "usage_busy": row["busy"],
         "usage_odd": row["odd"],
         "limits_healed": row["limits_healed"],
@@ -138,7 +139,7 @@ async def report_drift(database: Supabase, day: date, *, after_key: str | None, 
             key_hash=row["key_hash"],
             user_id=UUID(row["user_id"]),
             cause=row["cause"],
-            **{name: Decimal(str(row[name])) for name in _AMOUNTS},
+            **{name: Decimal(row[name]) for name in _AMOUNTS},
         )
         for row in rows
     ]

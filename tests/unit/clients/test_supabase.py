@@ -6,6 +6,7 @@ The wordings are the gateway's and PostgREST's own; behind the edge the whole st
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -255,6 +256,18 @@ async def test_arguments_that_a_door_does_not_declare_are_a_mistake_in_the_code(
 async def test_public_keys_that_cannot_be_had_are_one_error(answer: httpx.Response | Exception) -> None:
     with pytest.raises(SupabaseUnreachable):
         await Server(answer).client().fetch_jwks()
+
+
+async def test_amounts_with_fractions_are_read_as_they_are_written() -> None:
+    """A double ends after 15 to 17 digits."""
+    written = "1234567890123.000000000000000001"
+    assert str(float(written)) != written
+    body = f'[{{"ledger_micros": {written}, "users": 3, "seconds": 0.25}}]'.encode()
+    exact = Rpc("report_something", ("user_id",), "service_role", is_exact=True)
+    (row,) = await call(httpx.Response(200, content=body), exact)
+    assert row == {"ledger_micros": Decimal(written), "users": 3, "seconds": Decimal("0.25")}
+    (row,) = await call(httpx.Response(200, content=body))
+    assert (row["seconds"], type(row["seconds"])) == (0.25, float)
 
 
 @pytest.mark.parametrize("case", sorted(GATEWAY))
