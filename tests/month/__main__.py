@@ -19,6 +19,7 @@ from infra.local.stack import CHECKOUT
 from tests.month.run import faults, play
 from tests.support.databases import running_database_server
 
+CAUSES = ("agrees", "in_flight", "unseen", "byok", "unknown")
 EXAMPLE = "Example: make month ARGS='--users 25 --calls 5000'"
 
 
@@ -43,11 +44,12 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     console.print(day_table(report["by_day"]))
+    console.print(cause_table(report["causes"]))
     for fault in found:
         console.print(fault, style="bold red", markup=False)
     console.print(
         f"{report['ledger_micros']} micro-dollars charged, {report['simulator_micros']} billed;"
-        f" unknown: {report['causes'].get('unknown', 0)}. {'Something is wrong.' if found else 'Every one is placed.'}"
+        f" unknown: {report['causes'].get('unknown', {}).get('key_days', 0)}. {'Something is wrong.' if found else 'Every one is placed.'}"
         f" {arguments.output} has the figures.",
         highlight=False,
     )
@@ -62,6 +64,17 @@ def day_table(by_day: dict[str, dict[str, Any]]) -> Table:
     names = ("ledger_micros", "receipts_micros", "openrouter_micros", "byok_micros", "difference_micros")
     for day, figures in by_day.items():
         table.add_row(day, str(figures["keys"]), *(f"{Decimal(figures[name]):,.1f}" for name in names))
+    return table
+
+
+def cause_table(causes: dict[str, dict[str, Any]]) -> Table:
+    """A row for each cause, also for those that nothing had: a key counts once for each day."""
+    table = Table("cause", "keys and days", "difference")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for cause in CAUSES:
+        found = causes.get(cause, {"key_days": 0, "difference_micros": "0"})
+        table.add_row(cause, f"{found['key_days']:,}", f"{Decimal(found['difference_micros']):,.1f}")
     return table
 
 

@@ -273,13 +273,16 @@ async def _go(month: Month, *, users: int, calls: int, seed: int, show: Callable
 async def _verdict(month: Month) -> dict[str, Any]:
     by_day = {}
     day = START.date()
-    causes: Counter[str] = Counter()
+    causes: dict[str, dict[str, Decimal]] = {}
     ledger = openrouter = Decimal(0)
     billed, simulated = await _simulated(month)
     unknown: list[str] = []
     while day <= month.clock.now.date():
         rows = await _report(month, day)
-        causes.update(row.cause or "agrees" for row in rows)
+        for row in rows:
+            found = causes.setdefault(row.cause or "agrees", {"key_days": Decimal(0), "micros": Decimal(0)})
+            found["key_days"] += 1
+            found["micros"] += abs(row.difference_micros)
         unknown += [f"{day} {row.key_hash} {row.difference_micros}" for row in rows if row.cause == "unknown"]
         day_ledger = sum((row.ledger_micros for row in rows), Decimal(0))
         day_openrouter = sum((row.openrouter_micros for row in rows), Decimal(0))
@@ -301,7 +304,10 @@ async def _verdict(month: Month) -> dict[str, Any]:
         "users": len(month.users),
         "days": DAYS,
         "counts": dict(sorted(month.counts.items())),
-        "causes": dict(sorted(causes.items())),
+        "causes": {
+            cause: {"key_days": int(found["key_days"]), "difference_micros": str(found["micros"])}
+            for cause, found in sorted(causes.items())
+        },
         "unknown": unknown[:20],
         "ledger_micros": str(ledger),
         "charged_to_keys_micros": str(charged),
