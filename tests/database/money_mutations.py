@@ -198,7 +198,13 @@ MUTATIONS = (
     Mutation(
         "calls in flight are charged unseen",
         ("only what nobody waits for is charged unseen",),
-        (Piece("cost_in_flight", "coalesce(sum(h.amount_micros), 0) / p_markup", "0 * sum(h.amount_micros)"),),
+        (
+            Piece(
+                "cost_in_flight",
+                "coalesce(sum(h.amount_micros), 0) / p_markup",
+                "coalesce(0 * sum(h.amount_micros), 0)",
+            ),
+        ),
     ),
     Mutation(
         "what is unseen is charged to nobody",
@@ -207,7 +213,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what is unseen is not charged to the key",
-        ("a key is charged what its calls cost",),
+        ("a key is charged what its calls cost", "what OpenRouter has is charged"),
         (Piece("post_unheld_cost", "k.charged_cost_micros + p_cost_micros", "k.charged_cost_micros"),),
     ),
     Mutation(
@@ -245,11 +251,6 @@ MUTATIONS = (
         "whoever was taken over is forgotten when a key is looked at",
         ("no key can spend what has left",),
         (Piece("recheck_key", "greatest(k.confirm_at, now())", "now()"),),
-    ),
-    Mutation(
-        "what is given back at another price leaves the limit too high",
-        ("a limit that is too high is lowered", "no key can spend what has left"),
-        (Piece("judge_usage", "perform doorkey.lower_key(v_key.user_id, p_key_hash);", ""),),
     ),
     Mutation(
         "an account is not locked",

@@ -201,6 +201,28 @@ async def test_a_receipt_that_comes_late_is_given_back_at_the_second_reading_an_
     await play.assert_sound()
 
 
+async def test_a_limit_that_is_too_high_when_something_was_given_back_is_lowered(play: Play) -> None:
+    """At the price of then, which a plan of now need not have."""
+    hold = await play.credits.reserve(play.user_id, 500_000)
+    await play.credits.let_expire(hold["hold_id"])
+    await play.credits.expire()
+    await play.sync.an_hour_passes()
+    await play.sync.read({play.key: 400_000})
+    await play.credits.settle(hold["hold_id"], Decimal(400_000))
+    await play.sync.read({play.key: 400_000})
+    await play.sync.an_hour_passes()
+    await play.database.run("update doorkey.key_usage set surplus_since = surplus_since - interval '1 minute'")
+    await play.database.run("update public.plans set markup = markup * 2")
+    limit = await play.credits.limit(play.user_id)
+    await play.database.run("update public.openrouter_user_keys set limit_micros = %s", (limit,))
+    assert await play.doors.state(play.user_id) == "ready"
+    assert (await play.sync.read({play.key: 400_000}))["returned_micros"] == 400_000
+    assert await play.doors.state(play.user_id) == "due"
+    claim = await play.doors.claimed(play.user_id)
+    assert limit is not None
+    assert claim["limit_micros"] < limit
+
+
 async def test_what_openrouter_is_late_with_is_not_given_back(play: Play) -> None:
     await play.sync.read({play.key: 300})
     await play.call(200)

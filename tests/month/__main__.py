@@ -47,10 +47,10 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     console.print(cause_table(report["causes"]))
     for fault in found:
         console.print(fault, style="bold red", markup=False)
+    unknown = report["causes"].get("unknown", {}).get("key_days", 0)
     console.print(
-        f"{report['ledger_micros']} micro-dollars charged, {report['simulator_micros']} billed;"
-        f" unknown: {report['causes'].get('unknown', {}).get('key_days', 0)}. {'Something is wrong.' if found else 'Every one is placed.'}"
-        f" {arguments.output} has the figures.",
+        f"{report['ledger_micros']} micro-dollars charged, {report['simulator_micros']} billed; unknown: {unknown}."
+        f" {'Something is wrong.' if found else 'Every one is placed.'} {arguments.output} has the figures.",
         highlight=False,
     )
     return 1 if found else 0

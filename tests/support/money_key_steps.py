@@ -16,8 +16,8 @@ from fractions import Fraction
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
-from tests.support.money_asks import Answer, Ask, reserving, syncing
-from tests.support.money_player import USERS, Player, amounts, coins, costs, which, who
+from tests.support.money_asks import Answer, Ask, changing_plan, reserving, syncing
+from tests.support.money_player import USERS, Player, amounts, coins, costs, new_name, which, who
 from tests.support.money_remote import RemoteKey
 from tests.support.money_rules import Known, Row, check_rest, check_sync, read_books
 
@@ -138,8 +138,8 @@ class KeySteps(Player):
         self.take_up_charges(read_books(self.connection, self.users))
         self.judge(check_sync, before)
 
-    @rule(user=who, amount=amounts, cost=costs, direct=costs, is_late=coins)
-    def sync_meanwhile(self, user: int, amount: int, cost: Decimal, direct: Decimal, is_late: bool) -> None:
+    @rule(user=who, amount=amounts, cost=costs, direct=costs, is_late=coins, plan=st.sampled_from(["single", "double"]))
+    def sync_meanwhile(self, user: int, amount: int, cost: Decimal, direct: Decimal, is_late: bool, plan: str) -> None:
         """The sweep reads what a call came to before its receipt comes; perhaps when nobody waits for that any more."""
         answer = self.do(reserving(self.users[user], amount, self.name(is_new=True)))
         if isinstance(answer, str):
@@ -158,10 +158,16 @@ class KeySteps(Player):
         self.do(self.settling(answer["hold_id"], cost))
         self.take_up_charges(read_books(self.connection, self.users))
         self.sync(hours=False)
+        if is_late:
+            # What was charged twice is given back, at the price of then.
+            self.ask(changing_plan(self.users[user], plan, "now", new_name()))
+            self.come_to_rest(user, tampered=False)
 
-    @rule()
-    def come_to_rest(self) -> None:
+    @rule(user=who, tampered=coins)
+    def come_to_rest(self, user: int, tampered: bool) -> None:
         """Nothing new begins for a long time: at its end all is as it should be, also at OpenRouter."""
+        if tampered:
+            self.tamper(user, 1, disabled=True)
         for _ in range(2):
             self.pass_a_while()
             self.work_on()

@@ -99,8 +99,10 @@ class Play(KeySteps):
         self.connection.execute(
             "update doorkey.credit_lots set expires_at = now() - interval '1 s' where id = ("
             " select min(id) from doorkey.credit_lots"
-            " where user_id = %s and remaining_micros > 0 and not is_allowance)",
-            (self.users[user],),
+            " where user_id = %s and remaining_micros > 0 and not is_allowance"
+            # When credits expire belongs to what a repeat is compared with.
+            " and transaction_id not in (select id from public.credit_transactions where idempotency_key = %s))",
+            (self.users[user], f"operator:{self.names[-1] if self.names else ''}"),
         )
         self.do(Ask("select public.expire_lots(100, 'r') as expired", ()))
 
@@ -130,6 +132,21 @@ class Play(KeySteps):
         self.took(user_id, self.do(posting(user_id, "refund", -taken, new_name())))
         if claim is not None:
             self._finish(claim)
+
+    @rule(user=who, given=amounts, taken=amounts)
+    def wake_up_late(self, user: int, given: int, taken: int) -> None:
+        """A worker is taken over, and sets its limit when another one has set one and the key was looked at."""
+        user_id = self.users[user]
+        self.do(posting(user_id, "bonus", given, new_name()))
+        late = self._claim(user_id)
+        self.take_over(user)
+        self.work(user)
+        self.ask(Ask("select public.recheck_key(%s, 'r') as word", (user_id,)))
+        self.took(user_id, self.do(posting(user_id, "refund", -taken, new_name())))
+        self.work(user)
+        self.work(user)
+        if late is not None:
+            self._finish(late)
 
     @rule(user=who)
     def wait(self, user: int) -> None:
