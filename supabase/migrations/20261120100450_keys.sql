@@ -28,6 +28,9 @@ create table if not exists public.openrouter_user_keys (
   -- A worker that was taken over may have done to it at OpenRouter what nobody wants any more, and may have died of
   -- it: at this time it is set once more, to be sure.
   confirm_at timestamptz,
+  -- Somebody whose time was over has set it: now it is to be set again, whatever we think it is. That others may yet act is
+  -- another matter, and no reason to forget them.
+  is_doubtful boolean not null default false,
   deleted_at timestamptz,
   check ((status = 'deleted') = (deleted_at is not null))
 );

@@ -273,7 +273,8 @@ begin
     select * into v_limit from doorkey.key_limit(p_user_id, v_old.key_hash);
     -- Only ever lowered; and before it is deleted too, because OpenRouter then says what it has spent.
     if v_wish.is_present and not v_limit.is_uncapped
-       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros or v_old.confirm_at <= now()) then
+       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros or v_old.is_doubtful
+            or v_old.confirm_at <= now()) then
       action := 'update';
       return;
     end if;
@@ -302,7 +303,7 @@ begin
   select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
   is_needed := v_key.limit_micros is distinct from v_limit.limit_micros
                or v_wish.is_enabled <> (v_key.status = 'active')
-               or coalesce(v_key.confirm_at <= now(), false);
+               or v_key.is_doubtful or coalesce(v_key.confirm_at <= now(), false);
 end
 $$;
 revoke all on function doorkey.next_key_action(uuid) from public, anon, authenticated, service_role;
@@ -634,8 +635,9 @@ begin
          updated_at = now()
    where k.key_hash = p_key_hash;
   -- The key in use comes last: with it, all are confirmed.
-  update public.openrouter_user_keys as k set confirm_at = null
-   where k.user_id = p_user_id and k.confirm_at <= now() and p_key_hash in (k.key_hash, v_row.key_hash);
+  update public.openrouter_user_keys as k
+     set confirm_at = case when k.confirm_at > now() then k.confirm_at end, is_doubtful = false
+   where k.user_id = p_user_id and (k.is_doubtful or k.confirm_at <= now()) and p_key_hash in (k.key_hash, v_row.key_hash);
   v_state := doorkey.settle_attempt(p_user_id);
   perform doorkey.post_out_leaving(p_user_id);
   perform doorkey.lift_hold();
@@ -671,9 +673,8 @@ begin
   if not exists (select from doorkey.provisioning as p where p.user_id = p_user_id) then
     return null;
   end if;
-  -- Whichever key it was. Where somebody else was taken over, who may yet act, it is set once more after their time.
-  update public.openrouter_user_keys as k set confirm_at = greatest(k.confirm_at, now())
-   where k.user_id = p_user_id and k.status <> 'deleted';
+  -- Whichever key it was.
+  update public.openrouter_user_keys as k set is_doubtful = true where k.user_id = p_user_id and k.status <> 'deleted';
   perform doorkey.want(p_user_id);
   perform doorkey.write_audit('provisioning', 'key.rechecked', p_user_id, p_request_id, null);
   return (select p.state::text from doorkey.provisioning as p where p.user_id = p_user_id);

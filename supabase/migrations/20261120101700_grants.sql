@@ -40,7 +40,7 @@ as $$
         select from public.openrouter_user_keys as k
          cross join lateral doorkey.key_limit(p_user_id, k.key_hash) as l
          where k.user_id = p_user_id and k.status <> 'deleted' and not l.is_uncapped
-           and (k.limit_micros is null or k.limit_micros > l.limit_micros or k.confirm_at is not null));
+           and (k.limit_micros is null or k.limit_micros > l.limit_micros or k.is_doubtful or k.confirm_at is not null));
 $$;
 revoke all on function doorkey.is_limit_to_be_lowered(uuid) from public, anon, authenticated, service_role;
 

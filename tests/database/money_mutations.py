@@ -250,7 +250,7 @@ MUTATIONS = (
     Mutation(
         "whoever was taken over is forgotten when a key is looked at",
         ("no key can spend what has left",),
-        (Piece("recheck_key", "greatest(k.confirm_at, now())", "now()"),),
+        (Piece("recheck_key", "set is_doubtful = true", "set is_doubtful = true, confirm_at = now()"),),
     ),
     Mutation(
         "an account is not locked",

@@ -229,7 +229,7 @@ class KeySteps(Player):
         """Whether somebody who was taken over may still do something to the user's keys."""
         found = self.connection.execute(
             "select from public.openrouter_user_keys where user_id = %s and status <> 'deleted'"
-            " and confirm_at is not null",
+            " and (confirm_at is not null or is_doubtful)",
             (user_id,),
         )
         return found.fetchone() is not None
