@@ -12,6 +12,7 @@ from functions.kit.errors import DoorkeyError
 from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
 from functions.metering.drift_watch import DriftWatch
+from functions.metering.last_words import hear_last_words
 from functions.metering.metrics import DRIFT_MICROS
 from functions.metering.sync import sync_usage
 from functions.offers.promises import grant_promised_credits
@@ -47,6 +48,13 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
             provisioner.database, request_id=request_id, is_time_left=is_time_left
         ),
         "usage": lambda request_id, is_time_left: sync_usage(
+            clients.openrouter,
+            provisioner.database,
+            request_id=request_id,
+            is_time_left=is_time_left,
+            clock=clock,
+        ),
+        "last_words": lambda request_id, is_time_left: hear_last_words(
             clients.openrouter,
             provisioner.database,
             request_id=request_id,

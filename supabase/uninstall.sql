@@ -9,7 +9,7 @@ do $$
 declare
   -- The same as at the top of the first migration; a test compares. (Names by which nothing is there do no harm.)
   c_doors constant text[] := array[
-    'report_signups', 'grant_promised_credits', 'list_reviews', 'release_welcome', 'claw_back_welcome',
+    'list_last_words', 'record_last_word', 'report_signups', 'grant_promised_credits', 'list_reviews', 'release_welcome', 'claw_back_welcome',
     'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
     'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',
     'get_my_account', 'reveal_key', 'get_doorkey_health', 'request_key_rotation', 'preview_backfill', 'backfill_users',
@@ -24,7 +24,7 @@ declare
   c_public_tables constant text[] := array['plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys'];
   c_kept_tables constant text[] := c_public_tables || array[
     'ledger_entries', 'credit_lots', 'credit_holds', 'credit_takings', 'plan_changes', 'audit_log',
-    'unheld_costs', 'key_usage', 'key_usage_days'];
+    'unheld_costs', 'key_usage', 'key_usage_days', 'welcomes'];
   c_profile_columns constant text[] := array[
     'openrouter_key_name', 'openrouter_key_limit', 'openrouter_provisioning_status'];
   c_own_profile constant text[] := c_profile_columns || array['id', 'email', 'full_name', 'created_at', 'updated_at'];

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
@@ -65,6 +65,8 @@ __all__ = [
 MICROS_PER_DOLLAR = 1_000_000
 # facts.md 1.5: fixed by OpenRouter.
 PAGE_KEYS = 100
+# facts.md 2.4: how far back what was spent can be asked for by day.
+ACTIVITY_DAYS = 30
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -215,6 +217,24 @@ class OpenRouter:
         if self._workspace_id is not None:
             query["workspace_id"] = str(self._workspace_id)
         return (await self._send("GET", f"/keys?{urlencode(query)}", None, expected=200))["data"]
+
+    async def read_activity(self, key_hash: str) -> dict[date, Decimal]:
+        """What was spent through a key on each of the last ACTIVITY_DAYS UTC days that are over, in micro-dollars.
+
+        Of a key that was deleted too. What is not in it, nothing was spent on.
+
+        Raises:
+            OpenRouterError: no answer that could be understood.
+        """
+        answer = await self._send("GET", f"/activity?{urlencode({'api_key_hash': key_hash})}", None, expected=200)
+        spent: dict[date, Decimal] = {}
+        try:
+            for item in answer["data"]:
+                day = date.fromisoformat(item["date"][:10])
+                spent[day] = spent.get(day, Decimal(0)) + _exact_micros(item["usage"])
+        except (KeyError, TypeError, ValueError, ArithmeticError):
+            raise OpenRouterAnswerLost("GET activity: 200, but no activity") from None
+        return spent
 
     async def delete_key(self, key_hash: str) -> None:
         """Deletes a key. One that does not exist counts as deleted.

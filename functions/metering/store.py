@@ -25,6 +25,10 @@ RECORD_USAGE = Rpc(
 )
 _AMOUNTS = ("ledger_micros", "receipts_micros", "openrouter_micros", "byok_micros", "difference_micros")
 REPORT_DRIFT = Rpc("report_drift", ("day", "after_key", "key_rows"), "service_role", is_exact=True)
+LIST_LAST_WORDS = Rpc("list_last_words", ("key_rows",), "service_role")
+RECORD_LAST_WORD = Rpc(
+    "record_last_word", ("key_hash", "since", "usage_micros", "request_id"), "service_role", is_exact=True
+)
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,32 @@ async def record_usage(
     }
     at = Cursor(row["page_offset"], row["anchor"], row["is_second_look"])
     return RecordedPage(counts, None if row["is_finished"] else SyncCursor(cursor.round, at))
+
+
+async def list_last_words(database: Supabase, *, key_rows: int) -> list[str]:
+    """The deleted keys that OpenRouter is to be asked about once more, by their hashes; 1 to 1000."""
+    return [str(name) for name in await database.call(LIST_LAST_WORDS, {"key_rows": key_rows})]
+
+
+async def record_last_word(
+    database: Supabase, key_hash: str, *, since: date, usage_micros: Decimal, request_id: str
+) -> Decimal | None:
+    """Hands over what a deleted key spent on all days from this one on that are over. Repeatable.
+
+    Returns:
+        What was charged to its owner, negative what was given back; None: another call has the account, and the sync
+        looks at it again.
+    """
+    moved = await database.call(
+        RECORD_LAST_WORD,
+        {
+            "key_hash": key_hash,
+            "since": since.isoformat(),
+            "usage_micros": format(usage_micros, "f"),
+            "request_id": request_id,
+        },
+    )
+    return None if moved is None else Decimal(moved)
 
 
 async def report_drift(database: Supabase, day: date, *, after_key: str | None, key_rows: int) -> list[KeyDay]:

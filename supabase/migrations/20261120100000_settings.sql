@@ -24,7 +24,7 @@ begin
            'credit_transactions', 'credit_transactions_once',
            'credit_transactions_user', 'openrouter_user_keys', 'openrouter_user_keys_one_live',
            'openrouter_user_keys_one_retiring', 'openrouter_user_keys_user',
-           'report_signups', 'grant_promised_credits', 'list_reviews', 'release_welcome', 'claw_back_welcome',
+           'list_last_words', 'record_last_word', 'report_signups', 'grant_promised_credits', 'list_reviews', 'release_welcome', 'claw_back_welcome',
            'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
            'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',
            'get_my_account', 'reveal_key', 'get_doorkey_health', 'request_key_rotation', 'preview_backfill', 'backfill_users',

@@ -716,8 +716,11 @@ begin
    where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.
   delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
-  -- No reading of it will come any more: what is still open about its usage is looked after from here on.
-  update doorkey.key_usage as u set is_open = true where u.key_hash = p_key_hash;
+  -- No list has it any more: what is still open about its usage is looked after from here on, and OpenRouter is asked for
+  -- its last word when this day is over, and what is shown late there has come.
+  insert into doorkey.key_usage as u (key_hash, is_open, last_word_due_at)
+  values (p_key_hash, true, ((now() at time zone 'utc')::date + interval '30 hours') at time zone 'utc')
+  on conflict (key_hash) do update set is_open = true, last_word_due_at = excluded.last_word_due_at;
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
    where k.key_hash = p_key_hash;
   v_state := doorkey.settle_attempt(p_user_id);

@@ -45,10 +45,14 @@ create table if not exists doorkey.key_usage (
   -- U and R + N differ, and the key was deleted: no reading will have anybody look again.
   is_open boolean not null default false,
   looked_at timestamptz not null default '-infinity',
+  -- The key was deleted: when OpenRouter is to be asked what it had spent after all (see ..._last_words.sql).
+  last_word_due_at timestamptz,
   check ((surplus_since is null) = (surplus_micros is null)),
   check (unseen_micros = unseen_charged_micros - unseen_returned_micros)
 );
 create index if not exists key_usage_open on doorkey.key_usage (looked_at) where is_open;
+create index if not exists key_usage_last_words on doorkey.key_usage (last_word_due_at)
+  where last_word_due_at is not null;
 alter table doorkey.key_usage enable row level security;
 revoke all on table doorkey.key_usage from public, anon, authenticated, service_role;
 
@@ -291,8 +295,14 @@ begin
     v_back - v_receivable - v_paid, 0, v_paid, v_receivable)
     from doorkey.key_usage as u where u.key_hash = p_key_hash;
   if v_back > v_receivable then
-    insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros)
-    values (p_user_id, v_id, v_back - v_receivable, v_back - v_receivable - v_paid);
+    -- They end as the lot does that was spent from last; where that is over, or none, they don't.
+    insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
+    select p_user_id, v_id, v_back - v_receivable, v_back - v_receivable - v_paid, coalesce(l.priority, 100), l.expires_at
+      from (select) as one
+      left join lateral (
+        select o.priority, o.expires_at from doorkey.credit_lots as o
+         where o.user_id = p_user_id and o.remaining_micros < o.amount_micros and coalesce(o.expires_at > now(), true)
+         order by o.priority desc, o.expires_at desc nulls first, o.id desc limit 1) as l on true;
   end if;
   update public.credit_accounts as a set remainder_micros = v_carried + v_back where a.user_id = p_user_id;
   update doorkey.key_usage as u

@@ -27,18 +27,30 @@ begin
              coalesce(sum(e.amount_micros) filter (where e.account = 'held'), 0) as held,
              coalesce(sum(e.amount_micros) filter (where e.account = 'leaving'), 0) as leaving,
              coalesce(sum(e.amount_micros) filter (where e.account = 'debt'), 0) as debt,
-             coalesce(sum(e.amount_micros) filter (where e.account = 'receivable'), 0) as receivable
+             coalesce(sum(e.amount_micros) filter (where e.account = 'receivable'), 0) as receivable,
+             coalesce(sum(e.amount_micros) filter (where e.account = 'spent'), 0) as spent
         from page as g
         join public.credit_transactions as t on t.user_id = g.user_id
         left join doorkey.ledger_entries as e on e.transaction_id = t.id
        group by t.id
     ), books as (
       select t.user_id, sum(t.available) as available, sum(t.held) as held, sum(t.leaving) as leaving,
-             -sum(t.debt) as debt, -sum(t.receivable) as receivable
+             -sum(t.debt) as debt, -sum(t.receivable) as receivable, sum(t.spent) as spent,
+             -- What was given back is no receipt of its own.
+             coalesce(sum(t.amount_micros) filter (where starts_with(t.idempotency_key, 'unseen:returned:')), 0) as returned
         from transactions as t group by t.user_id
     ), holds as (
-      select h.user_id, sum(h.held_micros) as held
-        from page as g join doorkey.credit_holds as h on h.user_id = g.user_id and h.state = 'open' group by h.user_id
+      select h.user_id, coalesce(sum(h.held_micros) filter (where h.state = 'open'), 0) as held,
+             coalesce(sum(h.charged_micros), 0) as charged, coalesce(sum(h.cost_micros), 0) as cost
+        from page as g join doorkey.credit_holds as h on h.user_id = g.user_id group by h.user_id
+    ), keys as (
+      select k.user_id, sum(k.charged_cost_micros) as charged_cost, coalesce(sum(u.unseen_micros), 0) as unseen
+        from page as g join public.openrouter_user_keys as k on k.user_id = g.user_id
+        left join doorkey.key_usage as u on u.key_hash = k.key_hash group by k.user_id
+    ), unheld as (
+      select k.user_id, sum(c.charged_micros) as charged, sum(c.cost_micros - c.returned_micros) as cost
+        from page as g join public.openrouter_user_keys as k on k.user_id = g.user_id
+        join doorkey.unheld_costs as c on c.key_hash = k.key_hash group by k.user_id
     ), lots as (
       select l.user_id, sum(l.remaining_micros) as remaining
         from page as g join doorkey.credit_lots as l on l.user_id = g.user_id group by l.user_id
@@ -53,6 +65,8 @@ begin
         left join holds as h on h.user_id = g.user_id
         left join lots as l on l.user_id = g.user_id
         left join takings as k on k.user_id = g.user_id
+        left join keys as y on y.user_id = g.user_id
+        left join unheld as n on n.user_id = g.user_id
        cross join lateral (values
          ('available', g.available_micros, b.available),
          ('held', g.held_micros, b.held),
@@ -61,7 +75,11 @@ begin
          ('receivable', g.receivable_micros, b.receivable),
          ('open holds', coalesce(h.held, 0), b.held),
          ('lots', coalesce(l.remaining, 0), b.available + b.held),
-         ('takings', coalesce(k.taken, 0), b.leaving)) as c (what, stored, computed)
+         ('takings', coalesce(k.taken, 0), b.leaving),
+         -- Receipts, the ledger and the keys have the same costs: what keys are limited by hangs on it.
+         ('charges', coalesce(h.charged, 0) + coalesce(n.charged, 0) - coalesce(b.returned, 0), b.spent),
+         ('cost of the keys', coalesce(y.charged_cost, 0), coalesce(h.cost, 0) + coalesce(n.cost, 0)),
+         ('unseen', coalesce(y.unseen, 0), coalesce(n.cost, 0))) as c (what, stored, computed)
       union all
       select t.user_id, t.id, c.what, c.stored, c.computed
         from transactions as t
@@ -69,7 +87,10 @@ begin
        cross join lateral (values
          ('sum of entries', t.total, 0),
          ('amount', t.amount_micros, t.own),
-         ('size of the lot', l.amount_micros, case when l.id is not null then t.amount_micros end)
+         -- Given back, a part may have paid what was to be billed.
+         ('size of the lot', l.amount_micros,
+          case when l.id is null then null
+               else t.amount_micros - case when starts_with(t.idempotency_key, 'unseen:returned:') then t.receivable else 0 end end)
        ) as c (what, stored, computed)
     ), found as (
       select * from differences as d where d.stored is distinct from d.computed

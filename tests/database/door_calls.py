@@ -98,6 +98,7 @@ class Call:
         "transaction_not_found",
         "proof_invalid",
         "nonce_invalid",
+        "amount_out_of_range",
         "days_out_of_range",
         "review_not_found",
         "null",
@@ -118,6 +119,7 @@ REFUSALS = {
     "transaction_not_found": 404,
     "proof_invalid": 403,
     "nonce_invalid": 422,
+    "amount_out_of_range": 422,
     "days_out_of_range": 422,
     "review_not_found": 404,
 }
@@ -174,6 +176,8 @@ _CALLS = {
     "change_plan": Call((NOBODY, "trial", "now", "door", "door", "door", "door"), "profile_not_found"),
     "report_drift": Call((None, None, 1), "page_out_of_range"),
     "drift_report": Call((None, None, 1), "page_out_of_range"),
+    "list_last_words": Call((0,), "page_out_of_range"),
+    "record_last_word": Call(("door", "2026-01-01", -1, "door"), "amount_out_of_range"),
     "begin_usage_sync": Call((0,), "delay_out_of_range"),
     "record_usage": Call(
         (0, 0, None, None, False, ["door"], [], [], [], [], [], "2026-01-01T00:00:00Z", "door"), "page_out_of_range"

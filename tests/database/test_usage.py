@@ -196,6 +196,10 @@ async def test_a_receipt_that_comes_late_is_given_back_at_the_second_reading_an_
     assert await play.balance() == WELCOME - 400
     assert await play.credits.limit(play.user_id) == WELCOME
     await play.assert_sound()
+    # What comes back ends when that ends which it was taken from.
+    lots = await play.database.rows("select priority, expires_at from doorkey.credit_lots order by id")
+    assert (len(lots), lots[1]) == (2, lots[0])
+    assert lots[0]["expires_at"] is not None
     # And the same may happen again: no transaction takes another's name.
     assert (await play.sync.read({play.key: "801.4"}))["unseen_micros"] == Decimal("400.7")
     await play.assert_sound()

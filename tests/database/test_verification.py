@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -67,6 +68,10 @@ CORRUPTIONS = {
     "lots": "update doorkey.credit_lots set remaining_micros = remaining_micros - 1 where amount_micros = 300",
     "size of the lot": "update doorkey.credit_lots set amount_micros = amount_micros + 1 where amount_micros = 300",
     "takings": "update doorkey.credit_takings set taken_micros = taken_micros - 1 where left_transaction_id is null",
+    "charges": "update doorkey.credit_holds set charged_micros = charged_micros + 1 where state = 'settled'",
+    "cost of the keys": "update public.openrouter_user_keys set charged_cost_micros = charged_cost_micros + 0.25",
+    "unseen": "update doorkey.key_usage set unseen_charged_micros = unseen_charged_micros + 0.5,"
+    " unseen_micros = unseen_micros + 0.5",
     "sum of entries": "update doorkey.ledger_entries set amount_micros = amount_micros - 1 where account = 'granted'"
     " and transaction_id = (select id from public.credit_transactions where idempotency_key = 'operator:p')",
     "amount": "update public.credit_transactions set amount_micros = amount_micros + 1"
@@ -86,7 +91,7 @@ async def test_what_is_corrupted_is_named(credit_doors: Credits, user_id: uuid.U
     # A transaction's amount is what its lot must be, too.
     assert set(named) == ({"amount", "size of the lot"} if what == "amount" else {what})
     assert named[what]["user_id"] == str(user_id)
-    assert int(named[what]["stored_micros"]) != int(named[what]["computed_micros"])
+    assert Decimal(named[what]["stored_micros"]) != Decimal(named[what]["computed_micros"])
 
 
 @pytest.mark.usefixtures("user_id")

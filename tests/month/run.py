@@ -27,6 +27,7 @@ from functions.clients.supabase import Supabase
 from functions.credits import store as credit_store
 from functions.credits.holds import expire_holds
 from functions.kit.errors import DoorkeyError
+from functions.metering.last_words import hear_last_words
 from functions.metering.store import report_drift
 from functions.metering.sync import sync_usage
 from functions.plans import store as plan_store
@@ -57,8 +58,8 @@ TTL_SECONDS = 600
 SWEEP_EVERY = timedelta(hours=1)
 # What falls into one step happens at its beginning, at once and in no order.
 STEP = timedelta(minutes=5)
-# After the last call: what is late comes, and is looked at twice.
-QUIET = timedelta(hours=30)
+# After the last call: what is late comes, and is looked at twice; and keys that are gone have their last word.
+QUIET = timedelta(hours=36)
 MAX_REDRIVES = 20
 DUE_ROWS = 500
 PAGE_ROWS = 1_000
@@ -81,8 +82,7 @@ class Month:
     counts: Counter[str] = field(default_factory=Counter)
     # Receipts on their way: when, in which order, which hold, what it cost.
     receipts: list[tuple[datetime, int, uuid.UUID, Decimal]] = field(default_factory=list)
-    # By when all of a user's usage shows.
-    shown_by: dict[int, datetime] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @property
@@ -101,6 +101,15 @@ class Month:
         )
         self.counts.update(
             await sync_usage(
+                self.provisioner.openrouter,
+                self.supabase,
+                request_id="month",
+                is_time_left=lambda: True,
+                clock=self.clock.seconds,
+            )
+        )
+        self.counts.update(
+            await hear_last_words(
                 self.provisioner.openrouter,
                 self.supabase,
                 request_id="month",
@@ -149,8 +158,6 @@ class Month:
         """Asks the simulator; what it cost in micro-dollars, None: it was refused and cost nothing."""
         if key_hash is None:
             return None
-        if call.model == LATE_MODEL:
-            self.shown_by[call.user] = self.clock.now + USAGE_LATE
         status, answer = await ask(
             self.app,
             self.secrets[key_hash],
@@ -192,12 +199,20 @@ class Month:
         return cast("str | None", rows[0][0])
 
     async def rotate(self, user: int, grace_seconds: int) -> None:
-        """The user wants another key; not while usage of theirs is still to show, for a key that is gone shows none."""
-        if self.clock.now < self.shown_by.get(user, self.clock.now):
-            self.counts["rotations_put_off"] += 1
+        """The user wants another key, also while what the old one spent is still to show."""
+        if user in self.gone:
             return
         await self.clock.rows("select doorkey.request_key_rotation(%s, %s, 'month')", self.users[user], grace_seconds)
         self.counts["rotations"] += 1
+
+    async def leave(self, user: int) -> None:
+        """The user is deleted; what they spent is theirs all the same."""
+        self.gone.add(user)
+        # Not without a call, of which nobody will have heard when their key is deleted.
+        last = Call(self.clock.now, user, Fate.DIRECT, LATE_MODEL, 200, 40, 1, timedelta(0))
+        await self.chat(last, await self.database_value(self.users[user]))
+        await self.clock.rows("delete from auth.users where id = %s returning 1", self.users[user])
+        self.counts["leavers"] = len(self.gone)
 
     async def change_plan(self, user: int, plan_id: str, takes_effect: str) -> None:
         """An operator puts them on another plan."""
@@ -249,6 +264,7 @@ async def _go(month: Month, *, users: int, calls: int, seed: int, show: Callable
     begin = month.clock.now + timedelta(hours=1)
     rotations = deque(make_moments(seed + 1, max(1, users // 4), users, begin))
     changes = deque(make_moments(seed + 2, max(2, users // 4), users, begin))
+    leavers = deque(make_moments(seed + 3, max(1, users // 10), users, begin))
     plan = deque(make_calls(seed, users, calls, begin))
     for step in range((timedelta(days=DAYS) + QUIET) // STEP):
         at = begin + step * STEP
@@ -262,6 +278,8 @@ async def _go(month: Month, *, users: int, calls: int, seed: int, show: Callable
                 asked_at, user = changes.popleft()
                 plan_id = "professional" if asked_at.minute % 2 else "starter"
                 await month.change_plan(user, plan_id, "now" if asked_at.second % 2 else "period_end")
+            while leavers and leavers[0][0] <= at:
+                await month.leave(leavers.popleft()[1])
             await month.sweep()
         now = []
         while plan and plan[0].at < at + STEP:
