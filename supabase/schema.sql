@@ -203,6 +203,7 @@ create table "public"."openrouter_user_keys" (
   "updated_at"            timestamp with time zone not null default now(),
   "retires_at"            timestamp with time zone,
   "confirm_at"            timestamp with time zone,
+  "is_doubtful"           boolean                  not null default false,
   "deleted_at"            timestamp with time zone,
   constraint "openrouter_user_keys_attempt_check" check ((attempt > 0)),
   constraint "openrouter_user_keys_charged_cost_micros_check" check ((charged_cost_micros >= (0)::numeric)),
@@ -572,6 +573,7 @@ create table "doorkey"."key_usage" (
   "surplus_micros"         numeric,
   "is_open"                boolean                  not null default false,
   "looked_at"              timestamp with time zone not null default '-infinity'::timestamp with time zone,
+  "last_word_due_at"       timestamp with time zone,
   constraint "key_usage_byok_micros_check" check ((byok_micros >= (0)::numeric)),
   constraint "key_usage_check1" check ((unseen_micros = (unseen_charged_micros - unseen_returned_micros))),
   constraint "key_usage_check" check (((surplus_since IS NULL) = (surplus_micros IS NULL))),
@@ -586,6 +588,9 @@ create table "doorkey"."key_usage" (
 
 alter table "doorkey"."key_usage"
   enable row level security;
+
+create index key_usage_last_words on doorkey.key_usage using btree (last_word_due_at)
+  where (last_word_due_at is not null);
 
 create index key_usage_open on doorkey.key_usage using btree (looked_at)
   where is_open;
@@ -1611,6 +1616,21 @@ revoke all on function "public"."list_due_provisioning"(integer) from public;
 
 grant execute on function "public"."list_due_provisioning"(integer) to "service_role";
 
+-- public.list_last_words
+
+create or replace function public.list_last_words (
+  key_rows integer
+)
+  returns SETOF text
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.list_last_words($1); $function$;
+
+revoke all on function "public"."list_last_words"(integer) from public;
+
+grant execute on function "public"."list_last_words"(integer) to "service_role";
+
 -- public.list_my_transactions
 
 create or replace function public.list_my_transactions (
@@ -1816,6 +1836,23 @@ create or replace function public.recheck_my_key (
 revoke all on function "public"."recheck_my_key"(text, text, bigint, text) from public;
 
 grant execute on function "public"."recheck_my_key"(text, text, bigint, text) to "authenticated";
+
+-- public.record_last_word
+
+create or replace function public.record_last_word (
+  key_hash     text,
+  since        date,
+  usage_micros numeric,
+  request_id   text
+)
+  returns numeric
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.record_last_word($1, $2, $3, $4); $function$;
+
+revoke all on function "public"."record_last_word"(text, date, numeric, text) from public;
+
+grant execute on function "public"."record_last_word"(text, date, numeric, text) to "service_role";
 
 -- public.record_usage
 
@@ -3979,8 +4016,11 @@ begin
    where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.
   delete from doorkey.sealed_secrets as s where s.key_hash = p_key_hash;
-  -- No reading of it will come any more: what is still open about its usage is looked after from here on.
-  update doorkey.key_usage as u set is_open = true where u.key_hash = p_key_hash;
+  -- No list has it any more: what is still open about its usage is looked after from here on, and OpenRouter is asked for
+  -- its last word when this day is over, and what is shown late there has come.
+  insert into doorkey.key_usage as u (key_hash, is_open, last_word_due_at)
+  values (p_key_hash, true, ((now() at time zone 'utc')::date + interval '30 hours') at time zone 'utc')
+  on conflict (key_hash) do update set is_open = true, last_word_due_at = excluded.last_word_due_at;
   update public.openrouter_user_keys as k set status = 'deleted', deleted_at = now(), updated_at = now()
    where k.key_hash = p_key_hash;
   v_state := doorkey.settle_attempt(p_user_id);
@@ -4042,8 +4082,9 @@ begin
          updated_at = now()
    where k.key_hash = p_key_hash;
   -- The key in use comes last: with it, all are confirmed.
-  update public.openrouter_user_keys as k set confirm_at = null
-   where k.user_id = p_user_id and k.confirm_at <= now() and p_key_hash in (k.key_hash, v_row.key_hash);
+  update public.openrouter_user_keys as k
+     set confirm_at = case when k.confirm_at > now() then k.confirm_at end, is_doubtful = false
+   where k.user_id = p_user_id and (k.is_doubtful or k.confirm_at <= now()) and p_key_hash in (k.key_hash, v_row.key_hash);
   v_state := doorkey.settle_attempt(p_user_id);
   perform doorkey.post_out_leaving(p_user_id);
   perform doorkey.lift_hold();
@@ -4620,7 +4661,7 @@ create or replace function doorkey.is_limit_to_be_lowered (
         select from public.openrouter_user_keys as k
          cross join lateral doorkey.key_limit(p_user_id, k.key_hash) as l
          where k.user_id = p_user_id and k.status <> 'deleted' and not l.is_uncapped
-           and (k.limit_micros is null or k.limit_micros > l.limit_micros or k.confirm_at is not null));
+           and (k.limit_micros is null or k.limit_micros > l.limit_micros or k.is_doubtful or k.confirm_at is not null));
 $function$;
 
 revoke all on function "doorkey"."is_limit_to_be_lowered"(uuid) from public;
@@ -4729,6 +4770,10 @@ begin
    where u.key_hash = p_key_hash;
   if v_moved <> 0 then
     perform doorkey.follow_key(v_key.user_id, p_key_hash);
+  end if;
+  if v_moved < 0 then
+    -- Given back at the price of then: the user's plan may have another one now, and the key come to too much.
+    perform doorkey.lower_key(v_key.user_id, p_key_hash);
   end if;
   return v_moved;
 end
@@ -4853,6 +4898,31 @@ $function$;
 revoke all on function "doorkey"."list_due_provisioning"(integer) from public;
 
 grant execute on function "doorkey"."list_due_provisioning"(integer) to "service_role";
+
+-- doorkey.list_last_words
+
+create or replace function doorkey.list_last_words (
+  p_rows integer
+)
+  returns SETOF text
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 keys at a time.';
+  end if;
+  return query
+    select u.key_hash from doorkey.key_usage as u
+     where u.last_word_due_at <= now() order by u.last_word_due_at limit p_rows;
+end
+$function$;
+
+revoke all on function "doorkey"."list_last_words"(integer) from public;
+
+grant execute on function "doorkey"."list_last_words"(integer) to "service_role";
 
 -- doorkey.list_reviews
 
@@ -5257,7 +5327,8 @@ begin
     select * into v_limit from doorkey.key_limit(p_user_id, v_old.key_hash);
     -- Only ever lowered; and before it is deleted too, because OpenRouter then says what it has spent.
     if v_wish.is_present and not v_limit.is_uncapped
-       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros or v_old.confirm_at <= now()) then
+       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros or v_old.is_doubtful
+            or v_old.confirm_at <= now()) then
       action := 'update';
       return;
     end if;
@@ -5286,7 +5357,7 @@ begin
   select * into v_limit from doorkey.key_limit(p_user_id, v_row.key_hash);
   is_needed := v_key.limit_micros is distinct from v_limit.limit_micros
                or v_wish.is_enabled <> (v_key.status = 'active')
-               or coalesce(v_key.confirm_at <= now(), false);
+               or v_key.is_doubtful or coalesce(v_key.confirm_at <= now(), false);
 end
 $function$;
 
@@ -6339,7 +6410,7 @@ begin
     return null;
   end if;
   -- Whichever key it was.
-  update public.openrouter_user_keys as k set confirm_at = now() where k.user_id = p_user_id and k.status <> 'deleted';
+  update public.openrouter_user_keys as k set is_doubtful = true where k.user_id = p_user_id and k.status <> 'deleted';
   perform doorkey.want(p_user_id);
   perform doorkey.write_audit('provisioning', 'key.rechecked', p_user_id, p_request_id, null);
   return (select p.state::text from doorkey.provisioning as p where p.user_id = p_user_id);
@@ -6374,6 +6445,55 @@ $function$;
 revoke all on function "doorkey"."recheck_my_key"(text, text, bigint, text) from public;
 
 grant execute on function "doorkey"."recheck_my_key"(text, text, bigint, text) to "authenticated";
+
+-- doorkey.record_last_word
+
+create or replace function doorkey.record_last_word (
+  p_key_hash     text,
+  p_since        date,
+  p_usage_micros numeric,
+  p_request_id   text
+)
+  returns numeric
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_usage doorkey.key_usage;
+  v_more numeric;
+  c_most constant numeric := 1000000000000000;
+begin
+  -- NaN is more than any number.
+  if p_since is null or p_usage_micros is null or p_usage_micros not between 0 and c_most or min_scale(p_usage_micros) > 30 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'Say since when, and 0 to 10^15 micro-dollars.';
+  end if;
+  select * into v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash and u.last_word_due_at <= now() for update;
+  if not found then
+    return 0;
+  end if;
+  select p_usage_micros - coalesce(sum(d.reported_micros), 0) into v_more
+    from doorkey.key_usage_days as d where d.key_hash = p_key_hash and d.day >= p_since;
+  if v_more > doorkey.usage_tolerance() then
+    insert into doorkey.key_usage_days as d (key_hash, day, reported_micros)
+    select k.key_hash, (k.deleted_at at time zone 'utc')::date, v_more
+      from public.openrouter_user_keys as k where k.key_hash = p_key_hash
+    on conflict (key_hash, day) do update set reported_micros = d.reported_micros + excluded.reported_micros;
+  else
+    v_more := 0;
+  end if;
+  update doorkey.key_usage as u
+     set reported_micros = u.reported_micros + v_more, last_word_due_at = null, is_open = true,
+         -- All that is over has been read.
+         read_at = greatest(u.read_at, date_trunc('day', now() at time zone 'utc') at time zone 'utc')
+   where u.key_hash = p_key_hash;
+  return doorkey.judge_usage(p_key_hash, p_request_id);
+end
+$function$;
+
+revoke all on function "doorkey"."record_last_word"(text, date, numeric, text) from public;
+
+grant execute on function "doorkey"."record_last_word"(text, date, numeric, text) to "service_role";
 
 -- doorkey.record_usage
 
@@ -7058,8 +7178,14 @@ begin
     v_back - v_receivable - v_paid, 0, v_paid, v_receivable)
     from doorkey.key_usage as u where u.key_hash = p_key_hash;
   if v_back > v_receivable then
-    insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros)
-    values (p_user_id, v_id, v_back - v_receivable, v_back - v_receivable - v_paid);
+    -- They end as the lot does that was spent from last; where that is over, or none, they don't.
+    insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
+    select p_user_id, v_id, v_back - v_receivable, v_back - v_receivable - v_paid, coalesce(l.priority, 100), l.expires_at
+      from (select) as one
+      left join lateral (
+        select o.priority, o.expires_at from doorkey.credit_lots as o
+         where o.user_id = p_user_id and o.remaining_micros < o.amount_micros and coalesce(o.expires_at > now(), true)
+         order by o.priority desc, o.expires_at desc nulls first, o.id desc limit 1) as l on true;
   end if;
   update public.credit_accounts as a set remainder_micros = v_carried + v_back where a.user_id = p_user_id;
   update doorkey.key_usage as u
@@ -8287,18 +8413,30 @@ begin
              coalesce(sum(e.amount_micros) filter (where e.account = 'held'), 0) as held,
              coalesce(sum(e.amount_micros) filter (where e.account = 'leaving'), 0) as leaving,
              coalesce(sum(e.amount_micros) filter (where e.account = 'debt'), 0) as debt,
-             coalesce(sum(e.amount_micros) filter (where e.account = 'receivable'), 0) as receivable
+             coalesce(sum(e.amount_micros) filter (where e.account = 'receivable'), 0) as receivable,
+             coalesce(sum(e.amount_micros) filter (where e.account = 'spent'), 0) as spent
         from page as g
         join public.credit_transactions as t on t.user_id = g.user_id
         left join doorkey.ledger_entries as e on e.transaction_id = t.id
        group by t.id
     ), books as (
       select t.user_id, sum(t.available) as available, sum(t.held) as held, sum(t.leaving) as leaving,
-             -sum(t.debt) as debt, -sum(t.receivable) as receivable
+             -sum(t.debt) as debt, -sum(t.receivable) as receivable, sum(t.spent) as spent,
+             -- What was given back is no receipt of its own.
+             coalesce(sum(t.amount_micros) filter (where starts_with(t.idempotency_key, 'unseen:returned:')), 0) as returned
         from transactions as t group by t.user_id
     ), holds as (
-      select h.user_id, sum(h.held_micros) as held
-        from page as g join doorkey.credit_holds as h on h.user_id = g.user_id and h.state = 'open' group by h.user_id
+      select h.user_id, coalesce(sum(h.held_micros) filter (where h.state = 'open'), 0) as held,
+             coalesce(sum(h.charged_micros), 0) as charged, coalesce(sum(h.cost_micros), 0) as cost
+        from page as g join doorkey.credit_holds as h on h.user_id = g.user_id group by h.user_id
+    ), keys as (
+      select k.user_id, sum(k.charged_cost_micros) as charged_cost, coalesce(sum(u.unseen_micros), 0) as unseen
+        from page as g join public.openrouter_user_keys as k on k.user_id = g.user_id
+        left join doorkey.key_usage as u on u.key_hash = k.key_hash group by k.user_id
+    ), unheld as (
+      select k.user_id, sum(c.charged_micros) as charged, sum(c.cost_micros - c.returned_micros) as cost
+        from page as g join public.openrouter_user_keys as k on k.user_id = g.user_id
+        join doorkey.unheld_costs as c on c.key_hash = k.key_hash group by k.user_id
     ), lots as (
       select l.user_id, sum(l.remaining_micros) as remaining
         from page as g join doorkey.credit_lots as l on l.user_id = g.user_id group by l.user_id
@@ -8313,6 +8451,8 @@ begin
         left join holds as h on h.user_id = g.user_id
         left join lots as l on l.user_id = g.user_id
         left join takings as k on k.user_id = g.user_id
+        left join keys as y on y.user_id = g.user_id
+        left join unheld as n on n.user_id = g.user_id
        cross join lateral (values
          ('available', g.available_micros, b.available),
          ('held', g.held_micros, b.held),
@@ -8321,7 +8461,11 @@ begin
          ('receivable', g.receivable_micros, b.receivable),
          ('open holds', coalesce(h.held, 0), b.held),
          ('lots', coalesce(l.remaining, 0), b.available + b.held),
-         ('takings', coalesce(k.taken, 0), b.leaving)) as c (what, stored, computed)
+         ('takings', coalesce(k.taken, 0), b.leaving),
+         -- Receipts, the ledger and the keys have the same costs: what keys are limited by hangs on it.
+         ('charges', coalesce(h.charged, 0) + coalesce(n.charged, 0) - coalesce(b.returned, 0), b.spent),
+         ('cost of the keys', coalesce(y.charged_cost, 0), coalesce(h.cost, 0) + coalesce(n.cost, 0)),
+         ('unseen', coalesce(y.unseen, 0), coalesce(n.cost, 0))) as c (what, stored, computed)
       union all
       select t.user_id, t.id, c.what, c.stored, c.computed
         from transactions as t
@@ -8329,7 +8473,10 @@ begin
        cross join lateral (values
          ('sum of entries', t.total, 0),
          ('amount', t.amount_micros, t.own),
-         ('size of the lot', l.amount_micros, case when l.id is not null then t.amount_micros end)
+         -- Given back, a part may have paid what was to be billed.
+         ('size of the lot', l.amount_micros,
+          case when l.id is null then null
+               else t.amount_micros - case when starts_with(t.idempotency_key, 'unseen:returned:') then t.receivable else 0 end end)
        ) as c (what, stored, computed)
     ), found as (
       select * from differences as d where d.stored is distinct from d.computed
