@@ -450,16 +450,10 @@ alter table "doorkey"."credit_holds"
 alter table "doorkey"."credit_holds"
   add constraint "settled_with_its_call" check (((state = 'settled'::doorkey.hold_state) OR (num_nonnulls(tokens, provider, model, generation_id) = 0)));
 
-create index credit_holds_expired on doorkey.credit_holds using btree (key_hash, closed_at)
-  where (state = 'expired'::doorkey.hold_state);
-
 create index credit_holds_expiring on doorkey.credit_holds using btree (expires_at)
   where (state = 'open'::doorkey.hold_state);
 
-create index credit_holds_key on doorkey.credit_holds using btree (key_hash);
-
-create index credit_holds_open_of_key on doorkey.credit_holds using btree (key_hash)
-  where (state = 'open'::doorkey.hold_state);
+create index credit_holds_key on doorkey.credit_holds using btree (key_hash, state, closed_at);
 
 create index credit_holds_settled on doorkey.credit_holds using btree (settled_at, key_hash)
   where (state = 'settled'::doorkey.hold_state);
@@ -2098,9 +2092,9 @@ create or replace function public.reserve_credits (
     expires_at             timestamp with time zone,
     available_after_micros bigint
   )
-  language sql
+  language plpgsql
   set search_path to ''
-  AS $function$ select * from doorkey.reserve_credits($1, $2, $3, $4, $5, $6); $function$;
+  AS $function$ begin return query select * from doorkey.reserve_credits($1, $2, $3, $4, $5, $6); end $function$;
 
 revoke all on function "public"."reserve_credits"(uuid, bigint, integer, text, text, text) from public;
 
@@ -2207,9 +2201,9 @@ create or replace function public.settle_credits (
     charged_micros bigint,
     owed_micros    bigint
   )
-  language sql
+  language plpgsql
   set search_path to ''
-  AS $function$ select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7); $function$;
+  AS $function$ begin return query select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7); end $function$;
 
 revoke all on function "public"."settle_credits"(uuid, numeric, bigint, text, text, text, text) from public;
 
@@ -2393,28 +2387,30 @@ create or replace function doorkey.apply_entries()
 declare
   v_moved record;
 begin
-  if exists (
-    select from added as a
-     group by a.transaction_id
-    having sum(a.amount_micros) <> 0
-        or sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired'))
-           is distinct from (select t.amount_micros from public.credit_transactions as t where t.id = a.transaction_id)
-        or count(*) <> (select count(*) from doorkey.ledger_entries as e where e.transaction_id = a.transaction_id)
-  ) then
-    raise exception 'ledger_unbalanced'
-      using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
-  end if;
   for v_moved in
-    select (select t.user_id from public.credit_transactions as t where t.id = a.transaction_id) as user_id,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
-      from added as a
-     group by 1
+    select t.user_id, bool_and(t.is_whole) as are_whole, sum(t.available) as available, sum(t.held) as held,
+           sum(t.leaving) as leaving, sum(t.debt) as debt, sum(t.receivable) as receivable, sum(t.spent) as spent
+      from (
+        select (select t.user_id from public.credit_transactions as t where t.id = a.transaction_id) as user_id,
+               sum(a.amount_micros) = 0
+               and sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired')) is not distinct from
+                   (select t.amount_micros from public.credit_transactions as t where t.id = a.transaction_id)
+               and count(*) = (select count(*) from doorkey.ledger_entries as e where e.transaction_id = a.transaction_id)
+               as is_whole,
+               coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
+               coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
+               coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
+               coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
+               coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
+               coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
+          from added as a
+         group by a.transaction_id) as t
+     group by t.user_id
   loop
+    if not v_moved.are_whole then
+      raise exception 'ledger_unbalanced'
+        using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
+    end if;
     update public.credit_accounts as c
        set available_micros = c.available_micros + v_moved.available,
            held_micros = c.held_micros + v_moved.held,
@@ -2934,27 +2930,6 @@ end
 $function$;
 
 revoke all on function "doorkey"."charge_unseen"(uuid, text, numeric, timestamp with time zone, text) from public;
-
--- doorkey.check_cost
-
-create or replace function doorkey.check_cost (
-  p_cost_micros numeric
-)
-  returns void
-  language plpgsql
-  immutable
-  security definer
-  set search_path to ''
-  AS $function$
-begin
-  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
-    raise sqlstate 'PT422' using message = 'amount_out_of_range',
-      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
-  end if;
-end
-$function$;
-
-revoke all on function "doorkey"."check_cost"(numeric) from public;
 
 -- doorkey.check_deferred_constraints
 
@@ -3524,15 +3499,18 @@ create or replace function doorkey.desired_key (
   OUT       changes_at timestamp with time zone
 )
   returns record
-  language sql
+  language plpgsql
   stable
   security definer
   set search_path to ''
   AS $function$
+begin
   select count(*) > 0,
          coalesce(bool_and(u.banned_until is null or u.banned_until <= now()), false),
          min(u.banned_until) filter (where u.banned_until > now())
+    into is_present, is_enabled, changes_at
     from auth.users as u where u.id = p_user_id and u.deleted_at is null;
+end
 $function$;
 
 revoke all on function "doorkey"."desired_key"(uuid) from public;
@@ -5030,16 +5008,20 @@ create or replace function doorkey.lock_hold (
   set search_path to ''
   AS $function$
 declare
+  v_found record;
   v_hold doorkey.credit_holds;
 begin
-  select * into v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
-  if not found or v_hold.user_id <> p_user_id then
+  select h.user_id, h.key_hash, p.key_hash is distinct from h.key_hash as is_of_another_key into v_found
+    from doorkey.credit_holds as h left join doorkey.provisioning as p on p.user_id = h.user_id where h.id = p_hold_id;
+  if not found or v_found.user_id <> p_user_id then
     raise sqlstate 'PT404' using message = 'hold_not_found', hint = 'There is no such hold.';
   end if;
   -- Closing it may change what another key is to have. The key in use has the same limit before and after.
-  perform from doorkey.provisioning as p
-    where p.user_id = v_hold.user_id and p.key_hash is distinct from v_hold.key_hash for update;
-  perform doorkey.lock_account(v_hold.user_id);
+  if v_found.is_of_another_key then
+    perform from doorkey.provisioning as p
+      where p.user_id = v_found.user_id and p.key_hash is distinct from v_found.key_hash for update;
+  end if;
+  perform doorkey.lock_account(v_found.user_id);
   -- Everything that changes a hold locks the account: what is read now stays so.
   select * into strict v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
   return v_hold;
@@ -5925,7 +5907,7 @@ create or replace function doorkey.post_charge (
   set search_path to ''
   AS $function$
 declare
-  v_account public.credit_accounts;
+  v_account record;
   v_plan public.plans;
   v_price numeric;
   v_carried numeric;
@@ -5933,8 +5915,9 @@ declare
   v_from_available bigint;
   v_paid bigint;
 begin
-  select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
-  select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
+  select a.available_micros, a.debt_micros, a.remainder_micros, p as plan into strict v_account
+    from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = p_user_id;
+  v_plan := v_account.plan;
   v_price := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
   is_above_cost := v_price > p_cost_micros * v_plan.markup;
   v_carried := v_price + v_account.remainder_micros;
@@ -6214,15 +6197,20 @@ declare
   v_id bigint;
   v_amount constant bigint := p_available + p_held + p_debt + p_receivable;
 begin
-  insert into public.credit_transactions
-    (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
-  values (p_user_id, p_type, v_amount, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
-  returning id into v_id;
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select v_id, e.account, e.amount
-    from (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
-                 ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
-   where e.amount <> 0;
+  with posted as (
+    insert into public.credit_transactions
+      (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
+    values (p_user_id, p_type, v_amount, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
+    returning id
+  ), entered as (
+    insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+    select p.id, e.account, e.amount
+      from posted as p
+     cross join (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
+                        ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
+     where e.amount <> 0
+  )
+  select p.id into v_id from posted as p;
   return v_id;
 end
 $function$;
@@ -6280,14 +6268,16 @@ create or replace function doorkey.price_of (
   p_tokens      bigint
 )
   returns numeric
-  language sql
+  language plpgsql
   immutable
   security definer
   set search_path to ''
   AS $function$
-  select case when p_plan.charges_by = 'tokens' and p_tokens is not null
+begin
+  return case when p_plan.charges_by = 'tokens' and p_tokens is not null
               then p_tokens::numeric * p_plan.token_price_micros_per_1k * 0.001
               else p_cost_micros * p_plan.markup end;
+end
 $function$;
 
 revoke all on function "doorkey"."price_of"(public.plans, numeric, bigint) from public;
@@ -7045,6 +7035,7 @@ declare
   v_account public.credit_accounts;
   v_hold doorkey.credit_holds;
   v_key public.openrouter_user_keys;
+  v_plan public.plans;
   v_held bigint;
 begin
   if p_amount_micros is null or p_amount_micros not between 1 and 1000000000000 then
@@ -7061,10 +7052,9 @@ begin
    where h.user_id = p_user_id and h.idempotency_key = p_idempotency_key;
   if not found then
     v_key := doorkey.usable_key(p_user_id, p_key_hash);
-    v_held := case when (select p.is_uncapped from public.plans as p where p.id = v_account.plan_id) then 0
-                   else p_amount_micros end;
-    if v_account.period_spent_micros + v_account.held_micros + v_held
-       > (select p.monthly_cap_micros from public.plans as p where p.id = v_account.plan_id) then
+    select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
+    v_held := case when v_plan.is_uncapped then 0 else p_amount_micros end;
+    if v_account.period_spent_micros + v_account.held_micros + v_held > v_plan.monthly_cap_micros then
       raise sqlstate 'PT402' using message = 'insufficient_credits',
         hint = 'The plan allows no more in this period, with what other calls hold.';
     end if;
@@ -7087,7 +7077,11 @@ begin
     raise sqlstate 'PT409' using message = 'idempotency_conflict',
       hint = 'This key was used for another content. Use a new key for a new hold.';
   end if;
-  return query select v_hold.id, v_hold.key_hash, v_hold.expires_at, v_hold.available_after_micros;
+  hold_id := v_hold.id;
+  bound_key_hash := v_hold.key_hash;
+  expires_at := v_hold.expires_at;
+  available_after_micros := v_hold.available_after_micros;
+  return next;
 end
 $function$;
 
@@ -7532,7 +7526,11 @@ declare
   v_hold doorkey.credit_holds;
   v_charge record;
 begin
-  perform doorkey.check_cost(p_cost_micros);
+  -- (NaN is more than any number.)
+  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range',
+      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
+  end if;
   if p_tokens not between 0 and 1000000000 then
     raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A call has 0 to 1000000000 tokens.';
   end if;
@@ -7543,7 +7541,9 @@ begin
       raise sqlstate 'PT409' using message = 'idempotency_conflict',
         hint = 'This hold was settled with another content. A hold is for one call.';
     end if;
-    return query select v_hold.charged_micros, v_hold.owed_micros;
+    charged_micros := v_hold.charged_micros;
+    owed_micros := v_hold.owed_micros;
+    return next;
     return;
   end if;
   v_charge := doorkey.post_charge(
@@ -7565,7 +7565,9 @@ begin
   if v_charge.is_above_cost then
     perform doorkey.lower_key(v_hold.user_id, v_hold.key_hash);
   end if;
-  return query select v_charge.charged_micros, v_charge.owed_micros;
+  charged_micros := v_charge.charged_micros;
+  owed_micros := v_charge.owed_micros;
+  return next;
 end
 $function$;
 
@@ -7791,26 +7793,25 @@ create or replace function doorkey.spend_lots (
   set search_path to ''
   AS $function$
 declare
-  v_taken bigint;
+  v_lot record;
+  v_left bigint := p_amount_micros;
 begin
-  if p_amount_micros = 0 then
+  if v_left = 0 then
     return;
   end if;
-  with queue as (
-    select l.id, l.remaining_micros,
-           sum(l.remaining_micros) over (order by l.priority, l.expires_at nulls last, l.id)
-           - l.remaining_micros as before
+  -- Mostly the first one has enough: the others are not read.
+  for v_lot in
+    select l.id, l.remaining_micros
       from doorkey.credit_lots as l
      where l.user_id = p_user_id and l.remaining_micros > 0
-  ), spent as (
-    update doorkey.credit_lots as l
-       set remaining_micros = l.remaining_micros - least(q.remaining_micros, p_amount_micros - q.before)
-      from queue as q
-     where l.id = q.id and q.before < p_amount_micros
-    returning least(q.remaining_micros, p_amount_micros - q.before) as micros
-  )
-  select sum(s.micros) into v_taken from spent as s;
-  if v_taken is distinct from p_amount_micros then
+     order by l.priority, l.expires_at nulls last, l.id
+  loop
+    update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - least(v_lot.remaining_micros, v_left)
+     where l.id = v_lot.id;
+    v_left := v_left - least(v_lot.remaining_micros, v_left);
+    exit when v_left = 0;
+  end loop;
+  if v_left <> 0 then
     raise exception 'the lots of % hold less than their balance', p_user_id;
   end if;
 end

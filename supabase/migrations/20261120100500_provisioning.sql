@@ -154,16 +154,20 @@ language sql security definer set search_path = ''
 as $$ select doorkey.want_of(array[p_user_id]); $$;
 revoke all on function doorkey.want(uuid) from public, anon, authenticated, service_role;
 
--- How the user's key should be, as auth.users says now. `changes_at`: when it will say otherwise by itself.
+-- How the user's key should be, as auth.users says now. `changes_at`: when it will say otherwise by itself. Not in SQL,
+-- which would be planned anew in each call.
 create or replace function doorkey.desired_key(
   p_user_id uuid, out is_present boolean, out is_enabled boolean, out changes_at timestamptz
 )
-language sql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = ''
 as $$
+begin
   select count(*) > 0,
          coalesce(bool_and(u.banned_until is null or u.banned_until <= now()), false),
          min(u.banned_until) filter (where u.banned_until > now())
+    into is_present, is_enabled, changes_at
     from auth.users as u where u.id = p_user_id and u.deleted_at is null;
+end
 $$;
 revoke all on function doorkey.desired_key(uuid) from public, anon, authenticated, service_role;
 

@@ -58,10 +58,8 @@ create table if not exists doorkey.credit_holds (
   constraint one_hold_for_each_key_of_a_user unique (user_id, idempotency_key)
 );
 create index if not exists credit_holds_expiring on doorkey.credit_holds (expires_at) where state = 'open';
-create index if not exists credit_holds_open_of_key on doorkey.credit_holds (key_hash) where state = 'open';
-create index if not exists credit_holds_key on doorkey.credit_holds (key_hash);
--- "What expired lately?"
-create index if not exists credit_holds_expired on doorkey.credit_holds (key_hash, closed_at) where state = 'expired';
+-- "What do its open ones keep? What expired lately?"
+create index if not exists credit_holds_key on doorkey.credit_holds (key_hash, state, closed_at);
 create index if not exists credit_holds_settled on doorkey.credit_holds (settled_at, key_hash) where state = 'settled';
 alter table doorkey.credit_holds enable row level security;
 revoke all on table doorkey.credit_holds from public, anon, authenticated, service_role;
@@ -144,6 +142,7 @@ declare
   v_account public.credit_accounts;
   v_hold doorkey.credit_holds;
   v_key public.openrouter_user_keys;
+  v_plan public.plans;
   v_held bigint;
 begin
   if p_amount_micros is null or p_amount_micros not between 1 and 1000000000000 then
@@ -160,10 +159,9 @@ begin
    where h.user_id = p_user_id and h.idempotency_key = p_idempotency_key;
   if not found then
     v_key := doorkey.usable_key(p_user_id, p_key_hash);
-    v_held := case when (select p.is_uncapped from public.plans as p where p.id = v_account.plan_id) then 0
-                   else p_amount_micros end;
-    if v_account.period_spent_micros + v_account.held_micros + v_held
-       > (select p.monthly_cap_micros from public.plans as p where p.id = v_account.plan_id) then
+    select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
+    v_held := case when v_plan.is_uncapped then 0 else p_amount_micros end;
+    if v_account.period_spent_micros + v_account.held_micros + v_held > v_plan.monthly_cap_micros then
       raise sqlstate 'PT402' using message = 'insufficient_credits',
         hint = 'The plan allows no more in this period, with what other calls hold.';
     end if;
@@ -186,18 +184,23 @@ begin
     raise sqlstate 'PT409' using message = 'idempotency_conflict',
       hint = 'This key was used for another content. Use a new key for a new hold.';
   end if;
-  return query select v_hold.id, v_hold.key_hash, v_hold.expires_at, v_hold.available_after_micros;
+  hold_id := v_hold.id;
+  bound_key_hash := v_hold.key_hash;
+  expires_at := v_hold.expires_at;
+  available_after_micros := v_hold.available_after_micros;
+  return next;
 end
 $$;
 revoke all on function doorkey.reserve_credits(uuid, bigint, integer, text, text, text)
   from public, anon, authenticated, service_role;
 grant execute on function doorkey.reserve_credits(uuid, bigint, integer, text, text, text) to service_role;
 
+-- This door and that of settling are not in SQL, which would be planned anew in each call.
 create or replace function public.reserve_credits(
   user_id uuid, amount_micros bigint, ttl_seconds integer, idempotency_key text, key_hash text, request_id text
 ) returns table (hold_id uuid, bound_key_hash text, expires_at timestamptz, available_after_micros bigint)
-language sql set search_path = ''
-as $$ select * from doorkey.reserve_credits($1, $2, $3, $4, $5, $6); $$;
+language plpgsql set search_path = ''
+as $$ begin return query select * from doorkey.reserve_credits($1, $2, $3, $4, $5, $6); end $$;
 revoke all on function public.reserve_credits(uuid, bigint, integer, text, text, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.reserve_credits(uuid, bigint, integer, text, text, text) to service_role;
@@ -232,16 +235,20 @@ create or replace function doorkey.lock_hold(p_user_id uuid, p_hold_id uuid) ret
 language plpgsql security definer set search_path = ''
 as $$
 declare
+  v_found record;
   v_hold doorkey.credit_holds;
 begin
-  select * into v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
-  if not found or v_hold.user_id <> p_user_id then
+  select h.user_id, h.key_hash, p.key_hash is distinct from h.key_hash as is_of_another_key into v_found
+    from doorkey.credit_holds as h left join doorkey.provisioning as p on p.user_id = h.user_id where h.id = p_hold_id;
+  if not found or v_found.user_id <> p_user_id then
     raise sqlstate 'PT404' using message = 'hold_not_found', hint = 'There is no such hold.';
   end if;
   -- Closing it may change what another key is to have. The key in use has the same limit before and after.
-  perform from doorkey.provisioning as p
-    where p.user_id = v_hold.user_id and p.key_hash is distinct from v_hold.key_hash for update;
-  perform doorkey.lock_account(v_hold.user_id);
+  if v_found.is_of_another_key then
+    perform from doorkey.provisioning as p
+      where p.user_id = v_found.user_id and p.key_hash is distinct from v_found.key_hash for update;
+  end if;
+  perform doorkey.lock_account(v_found.user_id);
   -- Everything that changes a hold locks the account: what is read now stays so.
   select * into strict v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
   return v_hold;
@@ -266,13 +273,16 @@ $$;
 revoke all on function doorkey.follow_key(uuid, text) from public, anon, authenticated, service_role;
 
 -- What a call costs its user, to the fraction: by the plan's price for tokens where it has one and it is known how many
--- they were, and else by the provider's cost. (Multiplied, because a quotient may be rounded.)
+-- they were, and else by the provider's cost. (Multiplied, because a quotient may be rounded.) Not in SQL, which would be
+-- planned anew in each call.
 create or replace function doorkey.price_of(p_plan public.plans, p_cost_micros numeric, p_tokens bigint) returns numeric
-language sql immutable security definer set search_path = ''
+language plpgsql immutable security definer set search_path = ''
 as $$
-  select case when p_plan.charges_by = 'tokens' and p_tokens is not null
+begin
+  return case when p_plan.charges_by = 'tokens' and p_tokens is not null
               then p_tokens::numeric * p_plan.token_price_micros_per_1k * 0.001
               else p_cost_micros * p_plan.markup end;
+end
 $$;
 revoke all on function doorkey.price_of(public.plans, numeric, bigint) from public, anon, authenticated, service_role;
 
@@ -288,7 +298,7 @@ create or replace function doorkey.post_charge(
 language plpgsql security definer set search_path = ''
 as $$
 declare
-  v_account public.credit_accounts;
+  v_account record;
   v_plan public.plans;
   v_price numeric;
   v_carried numeric;
@@ -296,8 +306,9 @@ declare
   v_from_available bigint;
   v_paid bigint;
 begin
-  select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
-  select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
+  select a.available_micros, a.debt_micros, a.remainder_micros, p as plan into strict v_account
+    from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = p_user_id;
+  v_plan := v_account.plan;
   v_price := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
   is_above_cost := v_price > p_cost_micros * v_plan.markup;
   v_carried := v_price + v_account.remainder_micros;
@@ -318,19 +329,6 @@ end
 $$;
 revoke all on function doorkey.post_charge(uuid, numeric, bigint, bigint, text, text, text, text, text, text)
   from public, anon, authenticated, service_role;
-
--- A cost as a provider may name it. (NaN is more than any number.)
-create or replace function doorkey.check_cost(p_cost_micros numeric) returns void
-language plpgsql immutable security definer set search_path = ''
-as $$
-begin
-  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
-    raise sqlstate 'PT422' using message = 'amount_out_of_range',
-      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
-  end if;
-end
-$$;
-revoke all on function doorkey.check_cost(numeric) from public, anon, authenticated, service_role;
 
 -- A price by tokens may be more than the cost that the key was charged: then what is left is less than the key may still
 -- spend, and it is looked at. Never waits, as above. What it may spend more, because the price was less, it gets when the
@@ -363,7 +361,11 @@ declare
   v_hold doorkey.credit_holds;
   v_charge record;
 begin
-  perform doorkey.check_cost(p_cost_micros);
+  -- (NaN is more than any number.)
+  if p_cost_micros is null or p_cost_micros not between 0 and 1000000000000 or min_scale(p_cost_micros) > 30 then
+    raise sqlstate 'PT422' using message = 'amount_out_of_range',
+      hint = 'A cost is 0 to 1000000000000 micro-dollars, with 30 places at most.';
+  end if;
   if p_tokens not between 0 and 1000000000 then
     raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A call has 0 to 1000000000 tokens.';
   end if;
@@ -374,7 +376,9 @@ begin
       raise sqlstate 'PT409' using message = 'idempotency_conflict',
         hint = 'This hold was settled with another content. A hold is for one call.';
     end if;
-    return query select v_hold.charged_micros, v_hold.owed_micros;
+    charged_micros := v_hold.charged_micros;
+    owed_micros := v_hold.owed_micros;
+    return next;
     return;
   end if;
   v_charge := doorkey.post_charge(
@@ -396,7 +400,9 @@ begin
   if v_charge.is_above_cost then
     perform doorkey.lower_key(v_hold.user_id, v_hold.key_hash);
   end if;
-  return query select v_charge.charged_micros, v_charge.owed_micros;
+  charged_micros := v_charge.charged_micros;
+  owed_micros := v_charge.owed_micros;
+  return next;
 end
 $$;
 revoke all on function doorkey.settle_hold(uuid, uuid, numeric, bigint, text, text, text, text)
@@ -406,8 +412,8 @@ grant execute on function doorkey.settle_hold(uuid, uuid, numeric, bigint, text,
 create or replace function public.settle_credits(
   hold_id uuid, cost_micros numeric, tokens bigint, provider text, model text, generation_id text, request_id text
 ) returns table (charged_micros bigint, owed_micros bigint)
-language sql set search_path = ''
-as $$ select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7); $$;
+language plpgsql set search_path = ''
+as $$ begin return query select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7); end $$;
 revoke all on function public.settle_credits(uuid, numeric, bigint, text, text, text, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.settle_credits(uuid, numeric, bigint, text, text, text, text) to service_role;

@@ -301,7 +301,6 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.on_user_deleted()": (),
     "doorkey.on_user_updated()": (),
     "doorkey.post_grant(uuid, text, bigint, text, text, text, timestamp with time zone, smallint, text)": (),
-    "doorkey.check_cost(numeric)": (),
     "doorkey.post_charge(uuid, numeric, bigint, bigint, text, text, text, text, text, text)": (),
     "doorkey.post_use(uuid, text, text, text, text, text, text, bigint, bigint, bigint, bigint)": (),
     "doorkey.profile_id_is_user_id()": (),
