@@ -2387,30 +2387,28 @@ create or replace function doorkey.apply_entries()
 declare
   v_moved record;
 begin
+  if exists (
+    select from added as a
+     group by a.transaction_id
+    having sum(a.amount_micros) <> 0
+        or sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired'))
+           is distinct from (select t.amount_micros from public.credit_transactions as t where t.id = a.transaction_id)
+        or count(*) <> (select count(*) from doorkey.ledger_entries as e where e.transaction_id = a.transaction_id)
+  ) then
+    raise exception 'ledger_unbalanced'
+      using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
+  end if;
   for v_moved in
-    select t.user_id, bool_and(t.is_whole) as are_whole, sum(t.available) as available, sum(t.held) as held,
-           sum(t.leaving) as leaving, sum(t.debt) as debt, sum(t.receivable) as receivable, sum(t.spent) as spent
-      from (
-        select (select t.user_id from public.credit_transactions as t where t.id = a.transaction_id) as user_id,
-               sum(a.amount_micros) = 0
-               and sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired')) is not distinct from
-                   (select t.amount_micros from public.credit_transactions as t where t.id = a.transaction_id)
-               and count(*) = (select count(*) from doorkey.ledger_entries as e where e.transaction_id = a.transaction_id)
-               as is_whole,
-               coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
-               coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
-               coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
-               coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
-               coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
-               coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
-          from added as a
-         group by a.transaction_id) as t
-     group by t.user_id
+    select (select t.user_id from public.credit_transactions as t where t.id = a.transaction_id) as user_id,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
+           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
+      from added as a
+     group by 1
   loop
-    if not v_moved.are_whole then
-      raise exception 'ledger_unbalanced'
-        using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
-    end if;
     update public.credit_accounts as c
        set available_micros = c.available_micros + v_moved.available,
            held_micros = c.held_micros + v_moved.held,
@@ -6197,20 +6195,15 @@ declare
   v_id bigint;
   v_amount constant bigint := p_available + p_held + p_debt + p_receivable;
 begin
-  with posted as (
-    insert into public.credit_transactions
-      (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
-    values (p_user_id, p_type, v_amount, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
-    returning id
-  ), entered as (
-    insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-    select p.id, e.account, e.amount
-      from posted as p
-     cross join (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
-                        ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
-     where e.amount <> 0
-  )
-  select p.id into v_id from posted as p;
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
+  values (p_user_id, p_type, v_amount, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
+  returning id into v_id;
+  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
+  select v_id, e.account, e.amount
+    from (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
+                 ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
+   where e.amount <> 0;
   return v_id;
 end
 $function$;
@@ -7793,25 +7786,26 @@ create or replace function doorkey.spend_lots (
   set search_path to ''
   AS $function$
 declare
-  v_lot record;
-  v_left bigint := p_amount_micros;
+  v_taken bigint;
 begin
-  if v_left = 0 then
+  if p_amount_micros = 0 then
     return;
   end if;
-  -- Mostly the first one has enough: the others are not read.
-  for v_lot in
-    select l.id, l.remaining_micros
+  with queue as (
+    select l.id, l.remaining_micros,
+           sum(l.remaining_micros) over (order by l.priority, l.expires_at nulls last, l.id)
+           - l.remaining_micros as before
       from doorkey.credit_lots as l
      where l.user_id = p_user_id and l.remaining_micros > 0
-     order by l.priority, l.expires_at nulls last, l.id
-  loop
-    update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - least(v_lot.remaining_micros, v_left)
-     where l.id = v_lot.id;
-    v_left := v_left - least(v_lot.remaining_micros, v_left);
-    exit when v_left = 0;
-  end loop;
-  if v_left <> 0 then
+  ), spent as (
+    update doorkey.credit_lots as l
+       set remaining_micros = l.remaining_micros - least(q.remaining_micros, p_amount_micros - q.before)
+      from queue as q
+     where l.id = q.id and q.before < p_amount_micros
+    returning least(q.remaining_micros, p_amount_micros - q.before) as micros
+  )
+  select sum(s.micros) into v_taken from spent as s;
+  if v_taken is distinct from p_amount_micros then
     raise exception 'the lots of % hold less than their balance', p_user_id;
   end if;
 end
