@@ -480,6 +480,12 @@ begin
   select * into strict v_sync from doorkey.usage_sync for update;
   unseen_micros := 0; returned_micros := 0; busy := 0; odd := 0; limits_healed := 0;
 
+  -- Locked before they are looked at: the answer to a change of a key may be about to count the same use (note_usage).
+  insert into doorkey.key_usage (key_hash)
+  select k.key_hash from public.openrouter_user_keys as k where k.key_hash = any (p_key_hashes) order by k.key_hash
+  on conflict do nothing;
+  perform from doorkey.key_usage as u where u.key_hash = any (p_key_hashes) order by u.key_hash for update;
+
   -- The readings. U never falls; what it had when it was read last, and what is new, is needed of each.
   with page as (
     select * from unnest(p_key_hashes, p_usage_micros, p_byok_micros, p_daily_micros) as a (hash, usage, byok, daily)

@@ -31,6 +31,7 @@ declare
   v_until constant timestamptz := least(p_until, now());
   v_usage doorkey.key_usage;
   v_allowed numeric;
+  v_uncharged numeric := 0;
 begin
   if abs(p_difference) <= doorkey.usage_tolerance() then
     return null;
@@ -43,9 +44,17 @@ begin
        and (h.settled_at >= v_until or h.state = 'open'
             or (h.state <> 'released' and h.settled_at is null
                 and h.closed_at > v_until - doorkey.late_receipt_time()));
+    v_allowed := coalesce(v_allowed, 0);
+    -- Read, and not charged yet: the account was busy. (Receipts since then are charged, and U may not have them.)
+    if v_usage.looked_at < v_usage.read_at then
+      select greatest(v_usage.reported_micros - k.charged_cost_micros + coalesce(sum(h.cost_micros), 0), 0)
+        into v_uncharged
+        from public.openrouter_user_keys as k
+        left join doorkey.credit_holds as h on h.key_hash = k.key_hash and h.settled_at > v_usage.read_at
+       where k.key_hash = p_key_hash group by k.charged_cost_micros;
+    end if;
     return case when p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'
-                -- Read, and not charged yet: the account was busy.
-                when v_usage.looked_at < v_usage.read_at then 'unseen'
+                when p_difference <= v_allowed + v_uncharged + doorkey.usage_tolerance() then 'unseen'
                 else 'unknown' end;
   end if;
   select coalesce(sum(h.cost_micros), 0) into v_allowed

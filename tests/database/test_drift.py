@@ -189,6 +189,27 @@ async def test_an_unknown_of_an_earlier_day_is_not_one_of_the_days_after(past: P
     assert figures(await past.drift(NEXT_DAY)) == (100, 100, 100, None)
 
 
+async def test_what_a_day_has_that_no_reading_left_uncharged_is_unknown(past: Past) -> None:
+    await past.call(100)
+    await past.sync.read({past.key: 100})
+    # All is charged, so nobody looks at the key; and yet the day has more.
+    await past.database.run("update doorkey.key_usage_days set reported_micros = reported_micros + 5000")
+    assert figures(await past.drift(today())) == (100, 100, 5_100, "unknown")
+
+
+async def test_what_is_not_charged_yet_explains_only_its_own_amount(past: Past) -> None:
+    async with past.database.connect(autocommit=False) as other:
+        await other.execute("select doorkey.lock_account(%s)", (past.user_id,))
+        await past.sync.read({past.key: 40})
+    # A receipt since: it was not in what was read.
+    await past.call(70)
+    yesterday = today() - timedelta(days=1)
+    await past.database.run("update doorkey.key_usage_days set day = %s", (yesterday,))
+    assert figures(await past.drift(yesterday)) == (0, 0, 40, "unseen")
+    await past.database.run("update doorkey.key_usage_days set reported_micros = reported_micros + 1")
+    assert figures(await past.drift(yesterday)) == (0, 0, 41, "unknown")
+
+
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 

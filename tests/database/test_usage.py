@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ import pytest
 
 from tests.support.credit_doors import Credits
 from tests.support.databases import Database, Row
-from tests.support.doors import Doors, key_hash, refused
+from tests.support.doors import Doors, key_hash, refused, wait_until_blocked
 
 WELCOME = 5_000_000
 
@@ -298,6 +299,27 @@ async def test_a_slower_sweep_does_not_take_the_round_back(play: Play) -> None:
     await play.sync.page(begun["round"], {}, read_offset=99, after=198)
     slow = await play.sync.page(begun["round"], {play.key: 10}, after=99)
     assert slow["page_offset"] == 198
+
+
+@pytest.mark.parametrize("reading", [140, 150])
+async def test_use_that_a_page_and_the_answer_to_a_change_both_bring_is_counted_once(play: Play, reading: int) -> None:
+    await play.sync.read({play.key: 100})
+    await play.doors.wish(play.user_id)
+    claim = await play.doors.claimed(play.user_id)
+    async with play.database.connect(autocommit=False) as changing:
+        await changing.execute(
+            "select public.finish_key_update(%s, %s, %s, %s, true, 140, 'r')",
+            (play.user_id, claim["attempt"], play.key, claim["limit_micros"]),
+        )
+        page = asyncio.create_task(play.sync.read({play.key: reading}))
+        await wait_until_blocked(play.database, 1)
+        await changing.commit()
+        await page
+    assert sum((await play.sync.days(play.key)).values()) == reading
+    assert (await play.sync.figures(play.key))["reported_micros"] == reading
+    await play.sync.read({play.key: reading})
+    assert await play.balance() == WELCOME - reading
+    await play.assert_sound()
 
 
 async def test_a_busy_account_is_left_to_the_next_round(play: Play) -> None:
