@@ -2763,6 +2763,7 @@ declare
   v_until constant timestamptz := least(p_until, now());
   v_usage doorkey.key_usage;
   v_allowed numeric;
+  v_uncharged numeric := 0;
 begin
   if abs(p_difference) <= doorkey.usage_tolerance() then
     return null;
@@ -2775,9 +2776,17 @@ begin
        and (h.settled_at >= v_until or h.state = 'open'
             or (h.state <> 'released' and h.settled_at is null
                 and h.closed_at > v_until - doorkey.late_receipt_time()));
+    v_allowed := coalesce(v_allowed, 0);
+    -- Read, and not charged yet: the account was busy. (Receipts since then are charged, and U may not have them.)
+    if v_usage.looked_at < v_usage.read_at then
+      select greatest(v_usage.reported_micros - k.charged_cost_micros + coalesce(sum(h.cost_micros), 0), 0)
+        into v_uncharged
+        from public.openrouter_user_keys as k
+        left join doorkey.credit_holds as h on h.key_hash = k.key_hash and h.settled_at > v_usage.read_at
+       where k.key_hash = p_key_hash group by k.charged_cost_micros;
+    end if;
     return case when p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'
-                -- Read, and not charged yet: the account was busy.
-                when v_usage.looked_at < v_usage.read_at then 'unseen'
+                when p_difference <= v_allowed + v_uncharged + doorkey.usage_tolerance() then 'unseen'
                 else 'unknown' end;
   end if;
   select coalesce(sum(h.cost_micros), 0) into v_allowed
@@ -6536,6 +6545,12 @@ begin
   -- One page after the other: pages overlap, and so would their locks.
   select * into strict v_sync from doorkey.usage_sync for update;
   unseen_micros := 0; returned_micros := 0; busy := 0; odd := 0; limits_healed := 0;
+
+  -- Locked before they are looked at: the answer to a change of a key may be about to count the same use (note_usage).
+  insert into doorkey.key_usage (key_hash)
+  select k.key_hash from public.openrouter_user_keys as k where k.key_hash = any (p_key_hashes) order by k.key_hash
+  on conflict do nothing;
+  perform from doorkey.key_usage as u where u.key_hash = any (p_key_hashes) order by u.key_hash for update;
 
   -- The readings. U never falls; what it had when it was read last, and what is new, is needed of each.
   with page as (
