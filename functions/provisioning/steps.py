@@ -45,7 +45,7 @@ from functions.provisioning.states import Chance, KeyAction, ProvisioningState
 from functions.provisioning.store import Claim
 
 # The wish may change while it is being fulfilled; somebody who changes it faster than this waits for the sweep.
-# Replacing a key, and again within its grace period, takes four.
+# Replacing a key, and again within its grace period, takes five.
 MAX_ROUNDS = 6
 # Recording what was done is asked for again when the answer is lost: it is idempotent, and a key hangs on it.
 FINISH_TRIES = 3

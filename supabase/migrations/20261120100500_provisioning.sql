@@ -254,7 +254,8 @@ $$;
 -- The next thing to do at OpenRouter for this user, one at a time, and with which key. Null: nothing can be done.
 -- is_needed false: all is as it should be, as far as we know; doing it again would only make sure.
 -- One key takes another's place in this order: the new one is made, with nothing to spend that the old one has; the old
--- one is lowered to what it began; what that set free goes to the new one; the old one is deleted when its time is over.
+-- one is lowered to what it began; what that set free goes to the new one; when its time is over, the old one is switched
+-- off, with or without a cap, has its last word on what it spent, and is deleted.
 create or replace function doorkey.next_key_action(
   p_user_id uuid, out action doorkey.key_action, out key_hash text, out is_needed boolean
 )
@@ -265,6 +266,7 @@ declare
   v_wish record;
   v_key public.openrouter_user_keys;
   v_old public.openrouter_user_keys;
+  v_is_over boolean;
   v_limit record;
 begin
   is_needed := true;
@@ -275,14 +277,16 @@ begin
   if v_old.key_hash is not null then
     key_hash := v_old.key_hash;
     select * into v_limit from doorkey.key_limit(p_user_id, v_old.key_hash);
-    -- Only ever lowered; and before it is deleted too, because OpenRouter then says what it has spent.
-    if v_wish.is_present and not v_limit.is_uncapped
-       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros or v_old.is_doubtful
-            or v_old.confirm_at <= now()) then
+    v_is_over := doorkey.is_retirement_over(p_user_id, v_old.retires_at);
+    -- Only ever lowered. Switched off exactly when its time is over: so whatever is deleted has said since then what it spent.
+    if v_wish.is_present
+       and ((not v_limit.is_uncapped and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros))
+            or v_old.is_doubtful or coalesce(v_old.confirm_at <= now(), false)
+            or (v_old.status = 'active') = v_is_over) then
       action := 'update';
       return;
     end if;
-    if doorkey.is_retirement_over(p_user_id, v_old.retires_at) then
+    if v_is_over then
       action := 'delete';
       return;
     end if;
@@ -386,6 +390,7 @@ declare
   v_wish record;
   v_next record;
   v_limit record;
+  v_old public.openrouter_user_keys;
   v_braked_until timestamptz;
   v_lease constant interval := make_interval(secs => p_lease_seconds);
 begin
@@ -462,13 +467,17 @@ begin
     on conflict (user_id, attempt) do update set requested_at = excluded.requested_at;
   end if;
   select * into v_limit from doorkey.key_limit(p_user_id, v_next.key_hash);
+  select * into v_old from public.openrouter_user_keys as k
+   where k.key_hash = v_next.key_hash and k.retires_at is not null;
+  if found then
+    -- What retires is only ever lowered.
+    v_limit.limit_micros := least(v_limit.limit_micros, v_old.limit_micros);
+    v_limit.is_uncapped := v_limit.limit_micros is null;
+    v_wish.is_enabled := not doorkey.is_retirement_over(p_user_id, v_old.retires_at);
+  end if;
   return query
     select v_row.user_id, v_row.attempt, v_row.failures, v_next.action, v_next.key_hash,
-           -- What retires is only ever lowered.
-           case when not v_limit.is_uncapped then least(v_limit.limit_micros, (
-             select k.limit_micros from public.openrouter_user_keys as k
-              where k.key_hash = v_next.key_hash and k.retires_at is not null)) end,
-           v_limit.is_uncapped, v_wish.is_enabled;
+           v_limit.limit_micros, v_limit.is_uncapped, v_wish.is_enabled;
 end
 $$;
 revoke all on function doorkey.claim_provisioning(uuid, integer, text, text)
@@ -573,7 +582,9 @@ begin
     perform doorkey.lock_account(p_user_id);
   end if;
   update public.openrouter_user_keys as k
-     set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now()
+     set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now(),
+         -- Off since before it was replaced: what it said then is not its last word.
+         is_doubtful = k.is_doubtful or k.status = 'disabled'
    where k.key_hash = v_row.key_hash;
   insert into public.openrouter_user_keys (key_hash, user_id, key_name, key_label, limit_micros, attempt)
   values (p_key_hash, p_user_id, p_key_name, p_key_label, p_limit_micros, p_attempt);
@@ -674,7 +685,9 @@ create or replace function doorkey.recheck_key(p_user_id uuid, p_request_id text
 language plpgsql security definer set search_path = ''
 as $$
 begin
-  if not exists (select from doorkey.provisioning as p where p.user_id = p_user_id) then
+  -- Before the keys, in the order of locks: whoever finishes takes them so.
+  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  if not found then
     return null;
   end if;
   -- Whichever key it was.

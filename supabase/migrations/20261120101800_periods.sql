@@ -125,6 +125,7 @@ language sql stable rows 10 security definer set search_path = ''
 as $$
   select a.user_id, a.plan_id, a.period_ends_at, p.id, n.starts_at, n.starts_at + d.length, d.skipped,
          n.starts_at is not null and a.period_ends_at is not null and a.pending_plan_id is null and a.debt_micros = 0
+           and a.held_micros = 0
            -- Where the plan has a cap, the key's limit may rise by the period's end alone.
            and (p.monthly_cap_micros is null or a.period_spent_micros = 0)
            and coalesce((

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import psycopg
 import pytest
 
 from tests.support.databases import Database
-from tests.support.doors import Doors, key_hash, refused
+from tests.support.doors import Doors, key_hash, refused, wait_until_blocked
 
 CREDITS = 5_000_000
 
@@ -63,6 +64,8 @@ async def test_the_new_key_may_spend_only_what_the_old_one_no_longer_may(doors: 
         None,
     )
     await let_grace_end(doors, user_id)
+    # Its last word: what was billed within the grace is heard before nobody can ask any more.
+    assert await step(doors, user_id) == ("update", "key 1", 0, "due")
     assert await step(doors, user_id) == ("delete", "key 1", 0, "ready")
     assert [key["status"] for key in await doors.keys(user_id)] == ["deleted", "active"]
     assert await doors.database.value("select count(*) from doorkey.sealed_secrets") == 1
@@ -88,8 +91,8 @@ async def test_rotating_again_ends_the_grace_of_the_one_before(doors: Doors, use
     for _ in range(3):
         await step(doors, user_id)
     await doors.rotate(user_id)
-    assert (await step(doors, user_id))[:2] == ("delete", "key 1")
-    assert (await step(doors, user_id))[:2] == ("create", "a new one")
+    steps = [(await step(doors, user_id))[:2] for _ in range(3)]
+    assert steps == [("update", "key 1"), ("delete", "key 1"), ("create", "a new one")]
 
 
 async def test_asking_twice_before_it_is_done_makes_one_key_with_the_shorter_grace(
@@ -196,6 +199,70 @@ async def test_a_key_without_cap_is_capped_before_another_one_may_spend(doors: D
         ("update", "key 1", 0, "due"),
         ("update", "key 2", CREDITS, "ready"),
     ]
+
+
+async def test_a_key_without_cap_is_switched_off_and_has_its_last_word_before_it_is_deleted(doors: Doors) -> None:
+    await doors.database.run("update public.plans set is_uncapped = true")
+    user_id = await doors.database.insert_user()
+    await doors.make_ready(user_id)
+    await doors.rotate(user_id, 600)
+    assert await step(doors, user_id) == ("create", "a new one", None, "ready")
+    await let_grace_end(doors, user_id)
+    claim = await doors.claimed(user_id)
+    (old, _) = await doors.keys(user_id)
+    assert (claim["action"], claim["key_hash"], claim["is_enabled"]) == ("update", old["key_hash"], False)
+    assert await doors.finish_key_update(claim, usage_micros=9_001_000) == "due"
+    assert await step(doors, user_id) == ("delete", "key 1", None, "ready")
+    reported = await doors.database.value(
+        "select reported_micros from doorkey.key_usage where key_hash = %s", (old["key_hash"],)
+    )
+    assert reported == 9_001_000
+
+
+async def test_a_key_that_was_off_when_it_was_replaced_has_its_last_word_too(doors: Doors, user_id: uuid.UUID) -> None:
+    await doors.database.run("update public.plans set is_uncapped = true")
+    await doors.database.run("update public.openrouter_user_keys set status = 'disabled', limit_micros = null")
+    await doors.rotate(user_id, 0)
+    steps = [(await step(doors, user_id))[:2] for _ in range(3)]
+    assert steps == [("create", "a new one"), ("update", "key 1"), ("delete", "key 1")]
+
+
+async def test_a_capped_key_that_retires_stays_capped_on_a_plan_without_cap(doors: Doors, user_id: uuid.UUID) -> None:
+    await doors.rotate(user_id)
+    assert [(await step(doors, user_id))[:2] for _ in range(2)][-1] == ("update", "key 1")
+    await doors.database.run("update public.plans set is_uncapped = true")
+    await let_grace_end(doors, user_id)
+    claims = [await step(doors, user_id) for _ in range(3)]
+    assert claims == [
+        ("update", "key 1", 0, "due"),
+        ("delete", "key 1", 0, "due"),
+        ("update", "key 2", None, "ready"),
+    ]
+
+
+async def test_a_recheck_beside_a_finish_waits_and_both_succeed(doors: Doors, user_id: uuid.UUID) -> None:
+    await doors.wish(user_id)
+    claim = await doors.claimed(user_id)
+    async with (
+        doors.database.connect(autocommit=False) as finishing,
+        doors.database.connect(autocommit=False) as late,
+    ):
+        # As finish_key_update begins: the provisioning row, and then the key.
+        await finishing.execute("select from doorkey.provisioning where user_id = %s for update", (user_id,))
+
+        async def recheck() -> None:
+            await late.execute("select public.recheck_key(%s, 'r')", (user_id,))
+            await late.commit()
+
+        rechecking = asyncio.create_task(recheck())
+        await wait_until_blocked(doors.database, 1)
+        await finishing.execute(
+            "select public.finish_key_update(%s, %s, %s, %s, true, 0, 'r')",
+            (user_id, claim["attempt"], claim["key_hash"], claim["limit_micros"]),
+        )
+        await finishing.commit()
+        await rechecking
+    assert await step(doors, user_id) == ("update", "key 1", CREDITS, "ready")
 
 
 async def test_a_retiring_key_that_a_late_worker_raised_is_lowered_again(doors: Doors, user_id: uuid.UUID) -> None:
