@@ -3117,6 +3117,7 @@ declare
   v_wish record;
   v_next record;
   v_limit record;
+  v_old public.openrouter_user_keys;
   v_braked_until timestamptz;
   v_lease constant interval := make_interval(secs => p_lease_seconds);
 begin
@@ -3193,13 +3194,17 @@ begin
     on conflict (user_id, attempt) do update set requested_at = excluded.requested_at;
   end if;
   select * into v_limit from doorkey.key_limit(p_user_id, v_next.key_hash);
+  select * into v_old from public.openrouter_user_keys as k
+   where k.key_hash = v_next.key_hash and k.retires_at is not null;
+  if found then
+    -- What retires is only ever lowered.
+    v_limit.limit_micros := least(v_limit.limit_micros, v_old.limit_micros);
+    v_limit.is_uncapped := v_limit.limit_micros is null;
+    v_wish.is_enabled := not doorkey.is_retirement_over(p_user_id, v_old.retires_at);
+  end if;
   return query
     select v_row.user_id, v_row.attempt, v_row.failures, v_next.action, v_next.key_hash,
-           -- What retires is only ever lowered.
-           case when not v_limit.is_uncapped then least(v_limit.limit_micros, (
-             select k.limit_micros from public.openrouter_user_keys as k
-              where k.key_hash = v_next.key_hash and k.retires_at is not null)) end,
-           v_limit.is_uncapped, v_wish.is_enabled;
+           v_limit.limit_micros, v_limit.is_uncapped, v_wish.is_enabled;
 end
 $function$;
 
@@ -4223,7 +4228,9 @@ begin
     perform doorkey.lock_account(p_user_id);
   end if;
   update public.openrouter_user_keys as k
-     set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now()
+     set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now(),
+         -- Off since before it was replaced: what it said then is not its last word.
+         is_doubtful = k.is_doubtful or k.status = 'disabled'
    where k.key_hash = v_row.key_hash;
   insert into public.openrouter_user_keys (key_hash, user_id, key_name, key_label, limit_micros, attempt)
   values (p_key_hash, p_user_id, p_key_name, p_key_label, p_limit_micros, p_attempt);
@@ -5304,6 +5311,7 @@ declare
   v_wish record;
   v_key public.openrouter_user_keys;
   v_old public.openrouter_user_keys;
+  v_is_over boolean;
   v_limit record;
 begin
   is_needed := true;
@@ -5314,14 +5322,16 @@ begin
   if v_old.key_hash is not null then
     key_hash := v_old.key_hash;
     select * into v_limit from doorkey.key_limit(p_user_id, v_old.key_hash);
-    -- Only ever lowered; and before it is deleted too, because OpenRouter then says what it has spent.
-    if v_wish.is_present and not v_limit.is_uncapped
-       and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros or v_old.is_doubtful
-            or v_old.confirm_at <= now()) then
+    v_is_over := doorkey.is_retirement_over(p_user_id, v_old.retires_at);
+    -- Only ever lowered. Switched off exactly when its time is over: so whatever is deleted has said since then what it spent.
+    if v_wish.is_present
+       and ((not v_limit.is_uncapped and (v_old.limit_micros is null or v_old.limit_micros > v_limit.limit_micros))
+            or v_old.is_doubtful or coalesce(v_old.confirm_at <= now(), false)
+            or (v_old.status = 'active') = v_is_over) then
       action := 'update';
       return;
     end if;
-    if doorkey.is_retirement_over(p_user_id, v_old.retires_at) then
+    if v_is_over then
       action := 'delete';
       return;
     end if;
@@ -5438,6 +5448,7 @@ create or replace function doorkey.next_periods (
   AS $function$
   select a.user_id, a.plan_id, a.period_ends_at, p.id, n.starts_at, n.starts_at + d.length, d.skipped,
          n.starts_at is not null and a.period_ends_at is not null and a.pending_plan_id is null and a.debt_micros = 0
+           and a.held_micros = 0
            -- Where the plan has a cap, the key's limit may rise by the period's end alone.
            and (p.monthly_cap_micros is null or a.period_spent_micros = 0)
            and coalesce((
@@ -6398,7 +6409,9 @@ create or replace function doorkey.recheck_key (
   set search_path to ''
   AS $function$
 begin
-  if not exists (select from doorkey.provisioning as p where p.user_id = p_user_id) then
+  -- Before the keys, in the order of locks: whoever finishes takes them so.
+  perform from doorkey.provisioning as p where p.user_id = p_user_id for update;
+  if not found then
     return null;
   end if;
   -- Whichever key it was.
