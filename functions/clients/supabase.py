@@ -9,6 +9,7 @@ refusal. See docs/decisions/0003.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -215,9 +216,11 @@ class Supabase:
 
     async def _send(self, url: str, headers: Mapping[str, str], content: Mapping[str, Json] | bytes) -> httpx.Response:
         try:
-            if isinstance(content, bytes):
-                return await self._http.post(url, headers=dict(headers), content=content)
-            return await self._http.post(url, headers=dict(headers), json=dict(content))
+            if not isinstance(content, bytes):
+                headers = {"Content-Type": "application/json", **headers}
+                # In ASCII: what is no text reaches the database as such, and is refused there by name.
+                content = json.dumps(dict(content), allow_nan=False).encode("ascii")
+            return await self._http.post(url, headers=dict(headers), content=content)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise SupabaseUnreachable(type(error).__name__) from error
         except httpx.HTTPError as error:

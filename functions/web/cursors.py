@@ -19,7 +19,8 @@ Part = str | int | None
 
 def encode_cursor(kind: str, *parts: Part) -> str:
     """The word for a place in lists of one kind."""
-    text = json.dumps([kind, *parts], separators=(",", ":"))
+    # As it is, not escaped: a name of three hundred emoji has room.
+    text = json.dumps([kind, *parts], separators=(",", ":"), ensure_ascii=False)
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
@@ -47,4 +48,14 @@ def decode_cursor(cursor: str, kind: str, *types: type | tuple[type, ...]) -> tu
     # A bool is an int to Python, and to nobody else.
     if any(isinstance(part, bool) or not isinstance(part, of) for part, of in zip(parts, types, strict=True)):
         raise CursorInvalid(f"not the parts of {kind}")
+    if not all(_can_be_stored(part) for part in parts if isinstance(part, str)):
+        raise CursorInvalid("no text")
     return tuple(parts)
+
+
+def _can_be_stored(text: str) -> bool:
+    """Whether the database has such text: no half of a pair of surrogates, and no NUL."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

@@ -15,8 +15,8 @@ create table if not exists public.plans (
   -- What a new user on this plan is greeted with, once in their life, and how long it lasts.
   welcome_credits_micros bigint not null default 0 check (welcome_credits_micros >= 0),
   welcome_credits_days integer check (welcome_credits_days > 0),
-  -- The user pays the provider's cost times this. Below 1 a key could outspend its ledger.
-  markup numeric(9, 6) not null default 1 check (markup >= 1),
+  -- The user pays the provider's cost times this. Below 1 a key could outspend its ledger. (NaN is more than any number.)
+  markup numeric(9, 6) not null default 1 check (markup >= 1 and markup < 1000),
   -- Or, where it says `tokens`, so much for 1,000 tokens of either kind.
   charges_by text not null default 'cost' check (charges_by in ('cost', 'tokens')),
   token_price_micros_per_1k bigint check (token_price_micros_per_1k > 0),

@@ -224,6 +224,11 @@ begin
   if p_expires_at is not null and (p_amount_micros < 0 or (p_expires_at <= now() and not v_is_repeat)) then
     raise sqlstate 'PT422' using message = 'posting_invalid', hint = 'Only what is given can expire, and later.';
   end if;
+  -- Whoever is gone can't spend it. What sets their books right, a refund or an adjustment, is posted.
+  if p_type in ('purchase', 'bonus') and p_amount_micros > 0 and not v_is_repeat
+     and not (doorkey.desired_key(p_user_id)).is_present then
+    raise sqlstate 'PT404' using message = 'profile_not_found', hint = 'The user was deleted.';
+  end if;
   if p_amount_micros < 0 then
     select t.transaction_id, t.owed_micros into v_id, v_owed
       from doorkey.take_credits(p_user_id, p_type, -p_amount_micros, 'operator:' || p_idempotency_key, p_reason,

@@ -56,6 +56,22 @@ async def welcome_id(database: Database, user_id: uuid.UUID) -> int:
 # -- giving -----------------------------------------------------------------------------------------------------------
 
 
+async def test_nothing_is_given_to_who_is_gone_and_their_books_can_be_set_right(
+    credit_doors: Credits, user_id: uuid.UUID
+) -> None:
+    known = await credit_doors.post(user_id, 50, "purchase", key="paid before")
+    await credit_doors.database.run("delete from auth.users where id = %s", (user_id,), role="supabase_auth_admin")
+    before = await credit_doors.balances(user_id)
+    for given in ("purchase", "bonus"):
+        with refused("PT404", "profile_not_found"):
+            await credit_doors.post(user_id, 50, given)
+    assert await credit_doors.balances(user_id) == before
+    repeated = await credit_doors.post(user_id, 50, "purchase", key="paid before")
+    assert repeated["transaction_id"] == known["transaction_id"]
+    await credit_doors.post(user_id, 50, "adjustment")
+    await credit_doors.post(user_id, -50, "adjustment")
+
+
 @pytest.mark.parametrize("type_", ["purchase", "bonus", "refund", "adjustment"])
 async def test_credits_of_every_type_reach_the_balance_the_ledger_and_the_keys_limit(
     credit_doors: Credits, doors: Doors, user_id: uuid.UUID, type_: str

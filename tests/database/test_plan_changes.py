@@ -79,6 +79,8 @@ async def test_every_edit_of_a_plan_leaves_who_what_before_and_after(database: D
         "charges_by = 'luck'",
         "token_price_micros_per_1k = 0",
         "charges_by = 'tokens', token_price_micros_per_1k = null",
+        "markup = 0.9",
+        "markup = 'NaN'",
         "requests_per_minute = 0",
         "requests_per_day = -1",
         "allowed_models = '{}'",

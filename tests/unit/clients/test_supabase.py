@@ -101,6 +101,14 @@ def postgrest(status: int, code: str, message: str = "") -> httpx.Response:
     return httpx.Response(status, json={"code": code, "message": message, "details": "somebody", "hint": None})
 
 
+async def test_what_is_no_text_is_sent_for_the_database_to_refuse() -> None:
+    server = Server(httpx.Response(200, json=None))
+    await server.client().call(SERVICE, {"user_id": "half a pair: \ud800"})
+    (request,) = server.requests
+    assert request.headers["content-type"] == "application/json"
+    assert json.loads(request.content) == {"user_id": "half a pair: \ud800"}
+
+
 @pytest.mark.parametrize("case", sorted(GATEWAY))
 async def test_the_gateways_401_is_about_the_key_that_was_sent(case: str) -> None:
     answer = httpx.Response(401, json=GATEWAY[case])

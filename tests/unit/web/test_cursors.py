@@ -13,7 +13,8 @@ from functions.kit.errors import CursorInvalid
 from functions.web.cursors import MAX_CHARACTERS, decode_cursor, encode_cursor
 
 
-@given(st.text(max_size=80), st.integers(-(2**63), 2**63 - 1))
+# Whatever the database can have as text.
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=80), st.integers(-(2**63), 2**63 - 1))
 def test_what_was_given_out_is_understood(text: str, number: int) -> None:
     cursor = encode_cursor("list", text, number, None)
     assert cursor.isascii()
@@ -33,12 +34,18 @@ def test_all_garbage_is_one_refusal(garbage: str) -> None:
     [
         [], {}, "list", None, ["list"], ["list", "a"], ["list", "a", 1, 2], ["another", "a", 1], ["list", 1, "a"],
         ["list", "a", True], ["list", "a", 1.5], ["list", "a", None], ["list", ["a"], 1], [["list"], "a", 1],
+        ["list", "\ud800", 1], ["list", "a\0", 1],
     ],
 )  # fmt: skip
 def test_another_content_is_none_of_ours(content: object) -> None:
     cursor = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
     with pytest.raises(CursorInvalid):
         decode_cursor(cursor, "list", str, int)
+
+
+def test_the_longest_name_of_anything_has_room() -> None:
+    name = "\N{SNAKE}" * 300
+    assert decode_cursor(encode_cursor("list", "2026-11-20", name), "list", str, str) == ("2026-11-20", name)
 
 
 def test_a_cursor_of_any_length_is_looked_at_no_further() -> None:
