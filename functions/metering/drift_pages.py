@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, Field, PlainSerializer
 
-from functions.clients.supabase import Supabase
+from functions.clients.supabase import DatabaseBusy, Supabase
 from functions.kit.errors import CursorInvalid
 from functions.metering.drift import Totals, choose_day
 from functions.metering.store import KeyDay, report_drift
@@ -80,9 +80,17 @@ async def page_of_drift(database: Supabase, query: DriftQuery, now_seconds: floa
     if query.day is not None and cursor_day not in (None, query.day):
         raise CursorInvalid("of another day")
     day = choose_day(query.day or cursor_day, datetime.fromtimestamp(now_seconds, UTC).date())
-    # One more than is shown says whether there is another page.
-    rows = await report_drift(database, day, after_key=after_key, key_rows=query.limit + 1)
-    return _page_of(day, rows, query.limit)
+    # A page that takes the database too long is shorter, as the command's are.
+    for limit in (query.limit >> halvings for halvings in range(query.limit.bit_length())):
+        try:
+            # One more than is shown says whether there is another page.
+            rows = await report_drift(database, day, after_key=after_key, key_rows=limit + 1)
+        except DatabaseBusy:
+            if limit == 1:
+                raise
+        else:
+            return _page_of(day, rows, limit)
+    raise AssertionError("unreachable")
 
 
 def totals_of(totals: Totals) -> DriftTotals:

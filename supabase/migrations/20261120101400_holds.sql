@@ -369,6 +369,10 @@ begin
   if p_tokens not between 0 and 1000000000 then
     raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A call has 0 to 1000000000 tokens.';
   end if;
+  if greatest(length(p_provider), length(p_model), length(p_generation_id)) > 200 then
+    raise sqlstate 'PT422' using message = 'posting_invalid',
+      hint = 'A provider, a model and a generation id have 200 characters at most.';
+  end if;
   v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
   if v_hold.state = 'settled' then
     if (v_hold.cost_micros, v_hold.tokens, v_hold.provider, v_hold.model, v_hold.generation_id)

@@ -134,7 +134,9 @@ as $$
               where l.user_id = a.user_id and l.is_allowance and l.expires_at = a.period_ends_at
              having count(*) > 0), p.credits_per_period_micros = 0)
     from public.credit_accounts as a
-    join public.plans as p on p.id = coalesce(a.pending_plan_id, a.plan_id)
+    join public.plans as p on p.id = coalesce((
+      -- Nobody comes to a plan that was closed meanwhile.
+      select q.id from public.plans as q where q.id = a.pending_plan_id and q.is_active), a.plan_id)
     left join doorkey.provisioning as w on w.user_id = a.user_id
    cross join lateral (
      select make_interval(hours => 24 * p.period_days) as length,
@@ -175,6 +177,11 @@ begin
              'when', 'period_end', 'before', jsonb_build_object('plan_id', b.old_plan_id),
              'after', jsonb_build_object('plan_id', b.plan_id)))
       from before as b where b.plan_id <> b.old_plan_id
+    union all
+    select doorkey.write_audit(p_actor, 'plan.change_dropped', b.user_id, p_request_id,
+             jsonb_build_object('plan_id', a.pending_plan_id, 'reason', 'plan_inactive'))
+      from before as b join public.credit_accounts as a on a.user_id = b.user_id
+     where a.pending_plan_id <> b.plan_id
   )
   select array_agg(b.user_id) filter (where b.ends_at is not null) into v_begun
     from before as b cross join (select count(*) from noted) as n;

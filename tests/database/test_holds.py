@@ -282,6 +282,13 @@ async def test_who_has_less_gets_no_hold(credit_doors: Credits, user_id: uuid.UU
         await credit_doors.reserve(user_id, 1)
 
 
+async def test_what_a_call_is_called_has_a_bound(credit_doors: Credits, user_id: uuid.UUID) -> None:
+    hold_id = (await credit_doors.reserve(user_id, 100))["hold_id"]
+    with refused("PT422", "posting_invalid"):
+        await credit_doors.settle(hold_id, 10, "g" * 201)
+    await credit_doors.settle(hold_id, 10, "🐍" * 200)
+
+
 @pytest.mark.parametrize("amount", [None, 0, -1, MILLION_MILLION + 1, 2**63 - 1])
 async def test_an_amount_has_bounds(credit_doors: Credits, user_id: uuid.UUID, amount: int | None) -> None:
     with refused("PT422", "amount_out_of_range"):

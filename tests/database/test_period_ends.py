@@ -1,4 +1,4 @@
-"""What stands open when a period ends takes nothing from the next one."""
+"""What stands open when a period ends, and what was closed meanwhile: neither takes from the next one."""
 
 from __future__ import annotations
 
@@ -32,3 +32,18 @@ async def test_a_hold_over_the_border_is_paid_from_the_period_that_it_began_in(
     assert await periods.renew() == 1
     await periods.credits.settle(hold["hold_id"], 15 * CREDIT)
     assert (await periods.account(user_id))["available_micros"] == STARTER
+
+
+async def test_a_change_that_waits_does_not_come_to_a_plan_that_was_closed_meanwhile(periods: Periods) -> None:
+    user_id = await periods.subscriber()
+    await periods.change(user_id, "professional", "period_end")
+    await periods.database.run("update public.plans set is_active = false where id = 'professional'")
+    await periods.pass_days(30, user_id)
+    assert await periods.renew() == 1
+    account = await periods.account(user_id)
+    assert (account["plan_id"], account["pending_plan_id"]) == ("starter", None)
+    assert (account["available_micros"], account["period_number"]) == (STARTER, 2)
+    notes = await periods.database.rows(
+        "select detail from doorkey.audit_log where action = 'plan.change_dropped' and user_id = %s", (user_id,)
+    )
+    assert [note["detail"] for note in notes] == [{"plan_id": "professional", "reason": "plan_inactive"}]
