@@ -286,7 +286,7 @@ create table "public"."plans" (
   constraint "plans_credits_per_period_micros_check" check (((credits_per_period_micros >= 0) AND (credits_per_period_micros <= '1000000000000'::bigint))),
   constraint "plans_features_check" check ((jsonb_typeof(features) = 'object'::text)),
   constraint "plans_id_check" check ((id ~ '^[a-z][a-z0-9_-]{0,62}$'::text)),
-  constraint "plans_markup_check" check ((markup >= (1)::numeric)),
+  constraint "plans_markup_check" check (((markup >= (1)::numeric) AND (markup < (1000)::numeric))),
   constraint "plans_monthly_cap_micros_check" check ((monthly_cap_micros > 0)),
   constraint "plans_period_days_check" check (((period_days >= 1) AND (period_days <= 366))),
   constraint "plans_pkey" primary key (id),
@@ -2646,6 +2646,11 @@ begin
              'when', 'period_end', 'before', jsonb_build_object('plan_id', b.old_plan_id),
              'after', jsonb_build_object('plan_id', b.plan_id)))
       from before as b where b.plan_id <> b.old_plan_id
+    union all
+    select doorkey.write_audit(p_actor, 'plan.change_dropped', b.user_id, p_request_id,
+             jsonb_build_object('plan_id', a.pending_plan_id, 'reason', 'plan_inactive'))
+      from before as b join public.credit_accounts as a on a.user_id = b.user_id
+     where a.pending_plan_id <> b.plan_id
   )
   select array_agg(b.user_id) filter (where b.ends_at is not null) into v_begun
     from before as b cross join (select count(*) from noted) as n;
@@ -5457,7 +5462,9 @@ create or replace function doorkey.next_periods (
               where l.user_id = a.user_id and l.is_allowance and l.expires_at = a.period_ends_at
              having count(*) > 0), p.credits_per_period_micros = 0)
     from public.credit_accounts as a
-    join public.plans as p on p.id = coalesce(a.pending_plan_id, a.plan_id)
+    join public.plans as p on p.id = coalesce((
+      -- Nobody comes to a plan that was closed meanwhile.
+      select q.id from public.plans as q where q.id = a.pending_plan_id and q.is_active), a.plan_id)
     left join doorkey.provisioning as w on w.user_id = a.user_id
    cross join lateral (
      select make_interval(hours => 24 * p.period_days) as length,
@@ -6000,6 +6007,11 @@ begin
   v_is_repeat := doorkey.is_posted(p_type, p_idempotency_key);
   if p_expires_at is not null and (p_amount_micros < 0 or (p_expires_at <= now() and not v_is_repeat)) then
     raise sqlstate 'PT422' using message = 'posting_invalid', hint = 'Only what is given can expire, and later.';
+  end if;
+  -- Whoever is gone can't spend it. What sets their books right, a refund or an adjustment, is posted.
+  if p_type in ('purchase', 'bonus') and p_amount_micros > 0 and not v_is_repeat
+     and not (doorkey.desired_key(p_user_id)).is_present then
+    raise sqlstate 'PT404' using message = 'profile_not_found', hint = 'The user was deleted.';
   end if;
   if p_amount_micros < 0 then
     select t.transaction_id, t.owed_micros into v_id, v_owed
@@ -7554,6 +7566,10 @@ begin
   end if;
   if p_tokens not between 0 and 1000000000 then
     raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A call has 0 to 1000000000 tokens.';
+  end if;
+  if greatest(length(p_provider), length(p_model), length(p_generation_id)) > 200 then
+    raise sqlstate 'PT422' using message = 'posting_invalid',
+      hint = 'A provider, a model and a generation id have 200 characters at most.';
   end if;
   v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
   if v_hold.state = 'settled' then
