@@ -125,8 +125,8 @@ async def record_usage(
     )
     counts = {
         "usage_keys": row["counted"],
-        "usage_unseen_micros": math.ceil(row["unseen_micros"]),
-        "usage_returned_micros": math.ceil(row["returned_micros"]),
+        "usage_unseen_micros": math.ceil(Decimal(row["unseen_micros"])),
+        "usage_returned_micros": math.ceil(Decimal(row["returned_micros"])),
         "usage_busy": row["busy"],
         "usage_odd": row["odd"],
         "limits_healed": row["limits_healed"],
