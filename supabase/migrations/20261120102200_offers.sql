@@ -606,8 +606,7 @@ begin
   delete from doorkey.promised_credits as p where p.about_user_id = p_user_id or p.user_id = p_user_id;
   -- As `reverse_transaction` does it, and known to it: a grant is taken back once, and without what has left its lot.
   for v_given in
-    select t.id, l.id as lot_id, l.amount_micros - coalesce((
-             select sum(g.taken_micros) from doorkey.credit_takings as g where g.lot_id = l.id), 0) as amount_micros
+    select t.id, l.id as lot_id, l.amount_micros - l.withdrawn_micros as amount_micros
       from public.credit_transactions as t join doorkey.credit_lots as l on l.transaction_id = t.id
      where t.type = 'bonus' and t.user_id = p_user_id
        and t.idempotency_key in ('welcome:' || p_user_id, 'welcome-rest:' || p_user_id, 'referred:' || p_user_id)
@@ -616,7 +615,7 @@ begin
   loop
     continue when v_given.amount_micros = 0;
     select t.transaction_id into v_id
-      from doorkey.take_credits(p_user_id, 'adjustment', v_given.amount_micros::bigint, 'claw-back:' || v_given.id,
+      from doorkey.take_credits(p_user_id, 'adjustment', v_given.amount_micros, 'claw-back:' || v_given.id,
                                 p_reason, p_actor, p_request_id, v_given.lot_id) as t;
     -- A statement of its own: it could not see the row that it writes to.
     update doorkey.credit_takings as g set reverses_transaction_id = v_given.id where g.transaction_id = v_id;

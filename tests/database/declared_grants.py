@@ -335,6 +335,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.signup_range(uuid)": (),
     "doorkey.review_reasons(uuid)": (),
     "doorkey.find_referrer(uuid, jsonb)": (),
+    "doorkey.may_refer(uuid)": (),
     "doorkey.choose_offer(uuid, jsonb, plans)": (),
     "doorkey.hash_of_user(text, uuid)": (),
     "doorkey.give_or_promise(uuid, uuid, text, bigint, integer, text, text, text, text)": (),
