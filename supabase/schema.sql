@@ -3271,6 +3271,7 @@ create or replace function doorkey.claw_back_welcome (
 declare
   v_review text;
   v_given record;
+  v_id bigint;
   v_taken bigint := 0;
 begin
   if p_reason is null or length(btrim(p_reason)) not between 1 and 500 then
@@ -3280,16 +3281,22 @@ begin
   if v_review in ('refused', 'clawed_back') then
     return 0;
   end if;
-  delete from doorkey.promised_credits as p where p.about_user_id = p_user_id;
+  delete from doorkey.promised_credits as p where p.about_user_id = p_user_id or p.user_id = p_user_id;
+  -- As `reverse_transaction` does it, and known to it: a grant is taken back once, and without what has left its lot.
   for v_given in
-    select t.id, t.amount_micros from public.credit_transactions as t
+    select t.id, l.id as lot_id, l.amount_micros - l.withdrawn_micros as amount_micros
+      from public.credit_transactions as t join doorkey.credit_lots as l on l.transaction_id = t.id
      where t.type = 'bonus' and t.user_id = p_user_id
        and t.idempotency_key in ('welcome:' || p_user_id, 'welcome-rest:' || p_user_id, 'referred:' || p_user_id)
+       and not exists (select from doorkey.credit_takings as g where g.reverses_transaction_id = t.id)
      order by t.id
   loop
-    perform doorkey.take_credits(p_user_id, 'adjustment', v_given.amount_micros, 'claw-back:' || v_given.id, p_reason,
-                                 p_actor, p_request_id,
-                                 (select l.id from doorkey.credit_lots as l where l.transaction_id = v_given.id));
+    continue when v_given.amount_micros = 0;
+    select t.transaction_id into v_id
+      from doorkey.take_credits(p_user_id, 'adjustment', v_given.amount_micros, 'claw-back:' || v_given.id,
+                                p_reason, p_actor, p_request_id, v_given.lot_id) as t;
+    -- A statement of its own: it could not see the row that it writes to.
+    update doorkey.credit_takings as g set reverses_transaction_id = v_given.id where g.transaction_id = v_id;
     v_taken := v_taken + v_given.amount_micros;
   end loop;
   update doorkey.welcomes as w
@@ -3941,7 +3948,10 @@ begin
   select a.user_id into v_referrer_id
     from public.credit_accounts as a
    where a.referral_code = doorkey.said_at_signup(p_metadata, 'referral_code') and a.user_id <> p_user_id
-     and (doorkey.desired_key(a.user_id)).is_enabled;
+     and (doorkey.desired_key(a.user_id)).is_enabled and doorkey.may_refer(a.user_id)
+     and not exists (
+       select from auth.users as u join auth.users as o on doorkey.normalise_mail(o.email) = doorkey.normalise_mail(u.email)
+        where u.id = p_user_id and o.id = a.user_id);
   if not found then
     return null;
   end if;
@@ -4398,6 +4408,7 @@ begin
     select p.* from doorkey.promised_credits as p
       join doorkey.welcomes as w on w.user_id = p.about_user_id
      where p.id = any (v_page) and w.review in ('none', 'released') and (doorkey.desired_key(p.user_id)).is_present
+       and (p.user_id = p.about_user_id or doorkey.may_refer(p.user_id))
        and case p.waits_for
              when 'confirmed' then exists (
                select from auth.users as u
@@ -5163,6 +5174,23 @@ end
 $function$;
 
 revoke all on function "doorkey"."may_ask_openrouter"() from public;
+
+-- doorkey.may_refer
+
+create or replace function doorkey.may_refer (
+  p_user_id uuid
+)
+  returns boolean
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select not exists (
+    select from doorkey.welcomes as w where w.user_id = p_user_id and w.review not in ('none', 'released'));
+$function$;
+
+revoke all on function "doorkey"."may_refer"(uuid) from public;
 
 -- doorkey.move_periods_back
 
@@ -7409,6 +7437,9 @@ begin
   end if;
   if v_settings.max_signups_per_range is not null then
     v_hash := encode(sha256(convert_to(v_settings.person_salt || ':range:' || doorkey.signup_range(p_user_id), 'UTF8')), 'hex');
+    -- One after the other, or the cap is passed. (Of nobody's range: no lock.)
+    perform pg_catalog.pg_advisory_xact_lock(
+      pg_catalog.hashtext('doorkey.signup_range'), pg_catalog.hashtext(v_hash)) where v_hash is not null;
     if (select count(*) from doorkey.signup_ranges as r
          where r.range_hash = v_hash and r.created_at > now() - interval '1 day' and r.user_id <> p_user_id)
        >= v_settings.max_signups_per_range then
