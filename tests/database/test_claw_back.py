@@ -1,4 +1,4 @@
-"""A welcome is taken back once, and only what the user still has or has spent of it: never what expired, never twice."""
+"""A welcome is taken back once, and only what the user has or has spent of it: never what expired, never twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who tries to get more than their welcome: by many at once, by an alias of their own, by bringing others when refused."""
+"""Who tries for more than their welcome: by many at once, by an alias of their own, by bringing others when refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from tests.database.test_offers import BONUS_MICROS, PLAN_MICROS, arrive, available, code_of, switch, sweep
+from tests.database.test_offers import BONUS_MICROS, PLAN_MICROS, arrive, available, code_of, sweep, switch
 from tests.database.test_review import claw_back, release, review_of
 from tests.support.databases import Database
 from tests.support.doors import Doors, wait_until_blocked
