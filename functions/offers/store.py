@@ -28,7 +28,8 @@ class HeldWelcome:
         user_id: whose.
         created_at: since when.
         amount_micros: what they would get in all, without what a referral brings.
-        reasons: what speaks against it: aliased_mail, disposable_mail, same_person, address_range, not_checked.
+        reasons: what speaks against it: aliased_mail, disposable_mail, same_person, address_range, anonymous,
+            not_checked.
         offer_code, experiment, arm: what chose the amount; None: something else did.
         referrer_id: who brought them.
     """

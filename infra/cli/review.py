@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import uuid
 from typing import Annotated
 
@@ -96,7 +97,12 @@ async def _claw_back(user: uuid.UUID, reason: str) -> None:
 
 
 def _actor() -> str:
-    return f"operator:{getpass.getuser()}"[:200]
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        # In a container that runs with a number which nobody there has.
+        name = str(os.getuid())
+    return f"operator:{name}"[:200]
 
 
 def _table(held: list[HeldWelcome]) -> Table:

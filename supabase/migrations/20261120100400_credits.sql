@@ -269,6 +269,7 @@ language plpgsql security definer set search_path = ''
 as $$
 declare
   v_plan public.plans;
+  v_held_reasons text[];
   v_key constant text := 'welcome:' || p_user_id;
 begin
   insert into public.credit_accounts (user_id, plan_id, referral_code)
@@ -283,8 +284,15 @@ begin
     perform doorkey.begin_periods(array[p_user_id], p_actor, p_request_id);
   end if;
   -- Asked before posting: the plan's welcome may have changed since, and the first one counts. One that is held is one.
-  if exists (select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key)
-     or exists (select from doorkey.welcomes as w where w.user_id = p_user_id) then
+  if exists (select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key) then
+    return;
+  end if;
+  select case w.review when 'held' then w.review_reasons end into v_held_reasons
+    from doorkey.welcomes as w where w.user_id = p_user_id;
+  if found then
+    if 'anonymous' = any (v_held_reasons) then
+      perform doorkey.review_converted(p_user_id, p_actor, p_request_id);
+    end if;
     return;
   end if;
   select p.* into strict v_plan
@@ -299,6 +307,9 @@ begin
     perform doorkey.post_grant(
       p_user_id, 'bonus', v_plan.welcome_credits_micros, v_key, 'Welcome credits', p_actor,
       now() + make_interval(days => v_plan.welcome_credits_days), 50::smallint, p_request_id);
+  else
+    -- Nothing is a welcome too: an offer that comes later is for those who come later.
+    insert into doorkey.welcomes (user_id, amount_micros, review) values (p_user_id, 0, 'none');
   end if;
 end
 $$;

@@ -31,7 +31,9 @@ declare
   v_state text;
 begin
   begin
-    if old.banned_until is distinct from new.banned_until or old.deleted_at is distinct from new.deleted_at then
+    if old.banned_until is distinct from new.banned_until or old.deleted_at is distinct from new.deleted_at
+       -- Their welcome may be held until there is an address to look at.
+       or (old.is_anonymous and not new.is_anonymous) then
       v_state := doorkey.look_again(new.id, new.deleted_at is not null);
     end if;
   exception when others or assert_failure or query_canceled then

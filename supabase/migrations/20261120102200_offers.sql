@@ -152,13 +152,17 @@ as $$
 $$;
 revoke all on function doorkey.normalise_mail(text) from public, anon, authenticated, service_role;
 
-create or replace function doorkey.hash_person(p_email text, p_phone text) returns text
+-- By what a person is known again: their mailbox, their phone. In one order, because they are locked in it.
+create or replace function doorkey.hash_person(p_email text, p_phone text) returns text[]
 language sql stable security definer set search_path = ''
 as $$
-  select encode(sha256(convert_to(
-           s.person_salt || ':' || coalesce('mail:' || doorkey.normalise_mail(p_email), 'phone:' || nullif(p_phone, '')),
-           'UTF8')), 'hex')
-    from doorkey.settings as s;
+  select coalesce(array_agg(h.hash order by h.hash), '{}')
+    from (
+      select encode(sha256(convert_to(s.person_salt || ':' || o.address, 'UTF8')), 'hex') as hash
+        from doorkey.settings as s
+       cross join (values ('mail:' || doorkey.normalise_mail(p_email)), ('phone:' || nullif(p_phone, ''))) as o (address)
+       where o.address is not null
+    ) as h;
 $$;
 revoke all on function doorkey.hash_person(text, text) from public, anon, authenticated, service_role;
 
@@ -185,7 +189,7 @@ revoke all on function doorkey.doubt_mail(text) from public, anon, authenticated
 -- The range that the user's first session came from: 256 addresses, or an IPv6 site. Null: there is no session yet, Auth
 -- here keeps no addresses, or it is one of a network of somebody's own, such as a proxy's.
 create or replace function doorkey.signup_range(p_user_id uuid) returns text
-language plpgsql stable security definer set search_path = ''
+language plpgsql security definer set search_path = ''
 as $$
 declare
   v_address inet;
@@ -198,8 +202,13 @@ begin
     return null;
   end if;
   return network(set_masklen(v_address, case family(v_address) when 4 then 24 else 48 end))::text;
-exception when others then
-  return null;
+exception
+  when undefined_table or undefined_column then
+    return null;
+  when others then
+    -- The check is on and finds nothing: somebody should hear of it.
+    perform doorkey.note_trouble('signup_range.not_read', p_user_id, sqlstate, 'auth.sessions');
+    return null;
 end
 $$;
 revoke all on function doorkey.signup_range(uuid) from public, anon, authenticated, service_role;
@@ -212,21 +221,30 @@ declare
   v_settings doorkey.settings;
   v_email text;
   v_phone text;
+  v_is_anonymous boolean;
   v_reasons text[] := '{}';
+  v_people text[];
   v_hash text;
 begin
   select * into v_settings from doorkey.settings;
-  select u.email, u.phone into v_email, v_phone from auth.users as u where u.id = p_user_id;
+  select u.email, u.phone, u.is_anonymous into v_email, v_phone, v_is_anonymous
+    from auth.users as u where u.id = p_user_id;
+  -- There is no address to look at yet.
+  if v_is_anonymous and (v_settings.reviews_mail or v_settings.reviews_same_person) then
+    v_reasons := v_reasons || 'anonymous'::text;
+  end if;
   if v_settings.reviews_mail then
     v_reasons := v_reasons || doorkey.doubt_mail(v_email);
   end if;
   if v_settings.reviews_same_person then
-    v_hash := doorkey.hash_person(v_email, v_phone);
+    v_people := doorkey.hash_person(v_email, v_phone);
     -- Two of one person at once: the second waits here for the first.
     insert into doorkey.known_people (person_hash, user_id)
-    select v_hash, p_user_id where v_hash is not null
+    select h.person_hash, p_user_id from unnest(v_people) with ordinality as h (person_hash, n) order by h.n
     on conflict (person_hash) do nothing;
-    if exists (select from doorkey.known_people as k where k.person_hash = v_hash and k.user_id <> p_user_id) then
+    if exists (
+      select from doorkey.known_people as k where k.person_hash = any (v_people) and k.user_id <> p_user_id
+    ) then
       v_reasons := v_reasons || 'same_person'::text;
     end if;
   end if;
@@ -257,6 +275,19 @@ as $$
     select from doorkey.welcomes as w where w.user_id = p_user_id and w.review not in ('none', 'released'));
 $$;
 revoke all on function doorkey.may_refer(uuid) from public, anon, authenticated, service_role;
+
+-- The same, whatever comes: whoever can't be looked at here is looked at by a person.
+create or replace function doorkey.doubts_about(p_user_id uuid) returns text[]
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  return doorkey.review_reasons(p_user_id);
+exception when data_exception or integrity_constraint_violation or syntax_error_or_access_rule_violation then
+  perform doorkey.note_trouble('welcome.not_checked', p_user_id, sqlstate, null);
+  return array['not_checked'];
+end
+$$;
+revoke all on function doorkey.doubts_about(uuid) from public, anon, authenticated, service_role;
 
 -- Who brought this user, if they may still be thanked for somebody. Never the user, by whatever alias.
 create or replace function doorkey.find_referrer(p_user_id uuid, p_metadata jsonb) returns uuid
@@ -379,7 +410,7 @@ declare
   v_settings doorkey.settings;
   v_metadata jsonb;
   v_is_confirmed boolean;
-  v_reasons text[] := '{}';
+  v_reasons text[];
   v_referrer_id uuid;
   v_offer record;
   v_hold text;
@@ -390,13 +421,7 @@ begin
   select u.raw_user_meta_data, u.email_confirmed_at is not null or u.phone_confirmed_at is not null
     into v_metadata, v_is_confirmed
     from auth.users as u where u.id = p_user_id;
-  begin
-    v_reasons := doorkey.review_reasons(p_user_id);
-  exception when data_exception or integrity_constraint_violation or syntax_error_or_access_rule_violation then
-    -- Whoever can't be looked at here is looked at by a person.
-    perform doorkey.note_trouble('welcome.not_checked', p_user_id, sqlstate, null);
-    v_reasons := array['not_checked'];
-  end;
+  v_reasons := doorkey.doubts_about(p_user_id);
   if v_settings.referral_bonus_micros is not null then
     v_referrer_id := doorkey.find_referrer(p_user_id, v_metadata);
   end if;
@@ -426,10 +451,63 @@ begin
       v_referrer_id, p_user_id, 'key', v_settings.referral_bonus_micros, v_settings.referral_bonus_days,
       'referrer:' || p_user_id, 'You brought somebody', p_actor, p_request_id);
   end if;
+  -- The days of what waits for a review and for something more begin with the release.
+  update doorkey.promised_credits as p set lapses_at = now() + interval '365 days'
+   where v_hold is not null and p.about_user_id = p_user_id;
 end
 $$;
 revoke all on function doorkey.offer_welcome(uuid, public.plans, text, text)
   from public, anon, authenticated, service_role;
+
+-- Gives what was promised to the user pending a review, and begins the time of the rest; says how much was given. Their
+-- row and account are locked by the caller, who also writes down how the review ended.
+create or replace function doorkey.give_held(p_user_id uuid, p_actor text, p_request_id text) returns bigint
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_due doorkey.promised_credits;
+  v_given bigint := 0;
+begin
+  for v_due in
+    delete from doorkey.promised_credits as p where p.about_user_id = p_user_id and p.waits_for = 'review' returning p.*
+  loop
+    perform doorkey.give_or_promise(v_due.user_id, v_due.about_user_id, null, v_due.amount_micros, v_due.days,
+                                    v_due.idempotency_key, v_due.reason, p_actor, p_request_id);
+    v_given := v_given + v_due.amount_micros;
+  end loop;
+  update doorkey.promised_credits as p set lapses_at = now() + make_interval(days => coalesce(p.days, 365))
+   where p.about_user_id = p_user_id and p.user_id = p_user_id;
+  return v_given;
+end
+$$;
+revoke all on function doorkey.give_held(uuid, text, text) from public, anon, authenticated, service_role;
+
+-- Looks at somebody who was welcomed while anonymous, once they have an address: gives what was held, or says why not. What
+-- was found at first still counts. Called by whoever claims; the user's row is locked.
+create or replace function doorkey.review_converted(p_user_id uuid, p_actor text, p_request_id text) returns void
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_found text[];
+  v_reasons text[];
+begin
+  if (select u.is_anonymous from auth.users as u where u.id = p_user_id) then
+    return;
+  end if;
+  perform doorkey.lock_account(p_user_id);
+  v_found := doorkey.doubts_about(p_user_id);
+  select coalesce(array_agg(distinct r.reason) filter (where r.reason <> 'anonymous'), '{}') into v_reasons
+    from doorkey.welcomes as w cross join unnest(w.review_reasons || v_found) as r (reason)
+   where w.user_id = p_user_id;
+  if cardinality(v_reasons) > 0 then
+    update doorkey.welcomes as w set review_reasons = v_reasons where w.user_id = p_user_id;
+    return;
+  end if;
+  perform doorkey.give_held(p_user_id, p_actor, p_request_id);
+  update doorkey.welcomes as w set review = 'none', review_reasons = '{}' where w.user_id = p_user_id;
+end
+$$;
+revoke all on function doorkey.review_converted(uuid, text, text) from public, anon, authenticated, service_role;
 
 -- Gives what was promised and has come true; how many. Looks at so many promises, on from where the last call ended. It
 -- has many users' rows at once, and so waits for none of them.
@@ -535,8 +613,7 @@ language plpgsql security definer set search_path = ''
 as $$
 declare
   v_review text;
-  v_due doorkey.promised_credits;
-  v_given bigint := 0;
+  v_given bigint;
 begin
   v_review := doorkey.lock_welcome(p_user_id);
   if v_review = 'released' then
@@ -544,13 +621,7 @@ begin
   elsif v_review <> 'held' then
     raise sqlstate 'PT409' using message = 'review_over', hint = format('This welcome is not held: %s.', v_review);
   end if;
-  for v_due in
-    delete from doorkey.promised_credits as p where p.about_user_id = p_user_id and p.waits_for = 'review' returning p.*
-  loop
-    perform doorkey.give_or_promise(v_due.user_id, v_due.about_user_id, null, v_due.amount_micros, v_due.days,
-                                    v_due.idempotency_key, v_due.reason, p_actor, p_request_id);
-    v_given := v_given + v_due.amount_micros;
-  end loop;
+  v_given := doorkey.give_held(p_user_id, p_actor, p_request_id);
   update doorkey.welcomes as w set review = 'released', reviewed_at = now() where w.user_id = p_user_id;
   perform doorkey.write_audit(p_actor, 'welcome.released', p_user_id, p_request_id,
     jsonb_build_object('given_micros', v_given));
@@ -649,8 +720,7 @@ begin
   select p.person_hash, p.id
     from public.credit_accounts as a
     join auth.users as u on u.id = a.user_id
-   cross join lateral (select doorkey.hash_person(u.email, u.phone) as person_hash, u.id) as p
-   where p.person_hash is not null
+   cross join lateral (select h.person_hash, u.id from unnest(doorkey.hash_person(u.email, u.phone)) as h (person_hash)) as p
    order by u.created_at
   on conflict (person_hash) do nothing;
   get diagnostics v_count = row_count;
