@@ -393,11 +393,3 @@ def declared_grants() -> set[Grant]:
         for grantee, columns in by_role.items()
         for column in columns
     }
-
-
-def readable_columns(table: str, role: str, columns: list[str]) -> list[str]:
-    """Which of the table's columns the role may read."""
-    if role in TABLES[table]:
-        return columns
-    granted = COLUMNS.get(table, {}).get(role, ())
-    return [column for column in columns if column in granted]

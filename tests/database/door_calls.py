@@ -26,6 +26,14 @@ def role_of(subject: SubjectName) -> str:
     return "authenticated" if subject in PEOPLE else subject
 
 
+def readable_columns(table: str, role: str, columns: list[str]) -> list[str]:
+    """Which of the table's columns the role may read."""
+    if role in TABLES[table]:
+        return columns
+    granted = COLUMNS.get(table, {}).get(role, ())
+    return [column for column in columns if column in granted]
+
+
 class Function(NamedTuple):
     """A function's name taken apart; types as the catalog writes them."""
 

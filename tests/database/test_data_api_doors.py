@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 
 from infra.local.stack import Stack
 from tests.database.catalog import Catalog
-from tests.database.declared_grants import FUNCTIONS, INSERTS, TABLES, readable_columns
+from tests.database.declared_grants import FUNCTIONS, INSERTS, TABLES
 from tests.database.door_calls import (
     PEOPLE,
     READABLE,
@@ -29,6 +29,7 @@ from tests.database.door_calls import (
     Function,
     SubjectName,
     call_of,
+    readable_columns,
     role_of,
 )
 

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.database.catalog import Catalog
-from tests.database.declared_grants import FUNCTIONS, INSERTS, OBJECTS, SEQUENCES, TABLES, readable_columns
+from tests.database.declared_grants import FUNCTIONS, INSERTS, OBJECTS, SEQUENCES, TABLES
 from tests.database.door_calls import (
     PEOPLE,
     READABLE,
@@ -25,6 +25,7 @@ from tests.database.door_calls import (
     Function,
     SubjectName,
     call_of,
+    readable_columns,
     role_of,
     without_a_call,
     without_rows,
