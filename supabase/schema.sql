@@ -3602,6 +3602,26 @@ $function$;
 
 revoke all on function "doorkey"."doubt_mail"(text) from public;
 
+-- doorkey.doubts_about
+
+create or replace function doorkey.doubts_about (
+  p_user_id uuid
+)
+  returns text[]
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  return doorkey.review_reasons(p_user_id);
+exception when data_exception or integrity_constraint_violation or syntax_error_or_access_rule_violation then
+  perform doorkey.note_trouble('welcome.not_checked', p_user_id, sqlstate, null);
+  return array['not_checked'];
+end
+$function$;
+
+revoke all on function "doorkey"."doubts_about"(uuid) from public;
+
 -- doorkey.drift_report
 
 create or replace function doorkey.drift_report (
@@ -4314,6 +4334,37 @@ $function$;
 
 revoke all on function "doorkey"."follow_key"(uuid, text) from public;
 
+-- doorkey.give_held
+
+create or replace function doorkey.give_held (
+  p_user_id    uuid,
+  p_actor      text,
+  p_request_id text
+)
+  returns bigint
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_due doorkey.promised_credits;
+  v_given bigint := 0;
+begin
+  for v_due in
+    delete from doorkey.promised_credits as p where p.about_user_id = p_user_id and p.waits_for = 'review' returning p.*
+  loop
+    perform doorkey.give_or_promise(v_due.user_id, v_due.about_user_id, null, v_due.amount_micros, v_due.days,
+                                    v_due.idempotency_key, v_due.reason, p_actor, p_request_id);
+    v_given := v_given + v_due.amount_micros;
+  end loop;
+  update doorkey.promised_credits as p set lapses_at = now() + make_interval(days => coalesce(p.days, 365))
+   where p.about_user_id = p_user_id and p.user_id = p_user_id;
+  return v_given;
+end
+$function$;
+
+revoke all on function "doorkey"."give_held"(uuid, text, text) from public;
+
 -- doorkey.give_or_promise
 
 create or replace function doorkey.give_or_promise (
@@ -4466,16 +4517,19 @@ create or replace function doorkey.hash_person (
   p_email text,
   p_phone text
 )
-  returns text
+  returns text[]
   language sql
   stable
   security definer
   set search_path to ''
   AS $function$
-  select encode(sha256(convert_to(
-           s.person_salt || ':' || coalesce('mail:' || doorkey.normalise_mail(p_email), 'phone:' || nullif(p_phone, '')),
-           'UTF8')), 'hex')
-    from doorkey.settings as s;
+  select coalesce(array_agg(h.hash order by h.hash), '{}')
+    from (
+      select encode(sha256(convert_to(s.person_salt || ':' || o.address, 'UTF8')), 'hex') as hash
+        from doorkey.settings as s
+       cross join (values ('mail:' || doorkey.normalise_mail(p_email)), ('phone:' || nullif(p_phone, ''))) as o (address)
+       where o.address is not null
+    ) as h;
 $function$;
 
 revoke all on function "doorkey"."hash_person"(text, text) from public;
@@ -5627,7 +5681,7 @@ declare
   v_settings doorkey.settings;
   v_metadata jsonb;
   v_is_confirmed boolean;
-  v_reasons text[] := '{}';
+  v_reasons text[];
   v_referrer_id uuid;
   v_offer record;
   v_hold text;
@@ -5638,13 +5692,7 @@ begin
   select u.raw_user_meta_data, u.email_confirmed_at is not null or u.phone_confirmed_at is not null
     into v_metadata, v_is_confirmed
     from auth.users as u where u.id = p_user_id;
-  begin
-    v_reasons := doorkey.review_reasons(p_user_id);
-  exception when data_exception or integrity_constraint_violation or syntax_error_or_access_rule_violation then
-    -- Whoever can't be looked at here is looked at by a person.
-    perform doorkey.note_trouble('welcome.not_checked', p_user_id, sqlstate, null);
-    v_reasons := array['not_checked'];
-  end;
+  v_reasons := doorkey.doubts_about(p_user_id);
   if v_settings.referral_bonus_micros is not null then
     v_referrer_id := doorkey.find_referrer(p_user_id, v_metadata);
   end if;
@@ -5674,6 +5722,9 @@ begin
       v_referrer_id, p_user_id, 'key', v_settings.referral_bonus_micros, v_settings.referral_bonus_days,
       'referrer:' || p_user_id, 'You brought somebody', p_actor, p_request_id);
   end if;
+  -- The days of what waits for a review and for something more begin with the release.
+  update doorkey.promised_credits as p set lapses_at = now() + interval '365 days'
+   where v_hold is not null and p.about_user_id = p_user_id;
 end
 $function$;
 
@@ -5808,7 +5859,9 @@ declare
   v_state text;
 begin
   begin
-    if old.banned_until is distinct from new.banned_until or old.deleted_at is distinct from new.deleted_at then
+    if old.banned_until is distinct from new.banned_until or old.deleted_at is distinct from new.deleted_at
+       -- Their welcome may be held until there is an address to look at.
+       or (old.is_anonymous and not new.is_anonymous) then
       v_state := doorkey.look_again(new.id, new.deleted_at is not null);
     end if;
   exception when others or assert_failure or query_canceled then
@@ -6828,8 +6881,7 @@ create or replace function doorkey.release_welcome (
   AS $function$
 declare
   v_review text;
-  v_due doorkey.promised_credits;
-  v_given bigint := 0;
+  v_given bigint;
 begin
   v_review := doorkey.lock_welcome(p_user_id);
   if v_review = 'released' then
@@ -6837,13 +6889,7 @@ begin
   elsif v_review <> 'held' then
     raise sqlstate 'PT409' using message = 'review_over', hint = format('This welcome is not held: %s.', v_review);
   end if;
-  for v_due in
-    delete from doorkey.promised_credits as p where p.about_user_id = p_user_id and p.waits_for = 'review' returning p.*
-  loop
-    perform doorkey.give_or_promise(v_due.user_id, v_due.about_user_id, null, v_due.amount_micros, v_due.days,
-                                    v_due.idempotency_key, v_due.reason, p_actor, p_request_id);
-    v_given := v_given + v_due.amount_micros;
-  end loop;
+  v_given := doorkey.give_held(p_user_id, p_actor, p_request_id);
   update doorkey.welcomes as w set review = 'released', reviewed_at = now() where w.user_id = p_user_id;
   perform doorkey.write_audit(p_actor, 'welcome.released', p_user_id, p_request_id,
     jsonb_build_object('given_micros', v_given));
@@ -6870,8 +6916,7 @@ begin
   select p.person_hash, p.id
     from public.credit_accounts as a
     join auth.users as u on u.id = a.user_id
-   cross join lateral (select doorkey.hash_person(u.email, u.phone) as person_hash, u.id) as p
-   where p.person_hash is not null
+   cross join lateral (select h.person_hash, u.id from unnest(doorkey.hash_person(u.email, u.phone)) as h (person_hash)) as p
    order by u.created_at
   on conflict (person_hash) do nothing;
   get diagnostics v_count = row_count;
@@ -7403,6 +7448,41 @@ revoke all on function "doorkey"."reverse_transaction"(bigint, text, text, text,
 
 grant execute on function "doorkey"."reverse_transaction"(bigint, text, text, text, text) to "service_role";
 
+-- doorkey.review_converted
+
+create or replace function doorkey.review_converted (
+  p_user_id    uuid,
+  p_actor      text,
+  p_request_id text
+)
+  returns void
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_found text[];
+  v_reasons text[];
+begin
+  if (select u.is_anonymous from auth.users as u where u.id = p_user_id) then
+    return;
+  end if;
+  perform doorkey.lock_account(p_user_id);
+  v_found := doorkey.doubts_about(p_user_id);
+  select coalesce(array_agg(distinct r.reason) filter (where r.reason <> 'anonymous'), '{}') into v_reasons
+    from doorkey.welcomes as w cross join unnest(w.review_reasons || v_found) as r (reason)
+   where w.user_id = p_user_id;
+  if cardinality(v_reasons) > 0 then
+    update doorkey.welcomes as w set review_reasons = v_reasons where w.user_id = p_user_id;
+    return;
+  end if;
+  perform doorkey.give_held(p_user_id, p_actor, p_request_id);
+  update doorkey.welcomes as w set review = 'none', review_reasons = '{}' where w.user_id = p_user_id;
+end
+$function$;
+
+revoke all on function "doorkey"."review_converted"(uuid, text, text) from public;
+
 -- doorkey.review_reasons
 
 create or replace function doorkey.review_reasons (
@@ -7417,21 +7497,30 @@ declare
   v_settings doorkey.settings;
   v_email text;
   v_phone text;
+  v_is_anonymous boolean;
   v_reasons text[] := '{}';
+  v_people text[];
   v_hash text;
 begin
   select * into v_settings from doorkey.settings;
-  select u.email, u.phone into v_email, v_phone from auth.users as u where u.id = p_user_id;
+  select u.email, u.phone, u.is_anonymous into v_email, v_phone, v_is_anonymous
+    from auth.users as u where u.id = p_user_id;
+  -- There is no address to look at yet.
+  if v_is_anonymous and (v_settings.reviews_mail or v_settings.reviews_same_person) then
+    v_reasons := v_reasons || 'anonymous'::text;
+  end if;
   if v_settings.reviews_mail then
     v_reasons := v_reasons || doorkey.doubt_mail(v_email);
   end if;
   if v_settings.reviews_same_person then
-    v_hash := doorkey.hash_person(v_email, v_phone);
+    v_people := doorkey.hash_person(v_email, v_phone);
     -- Two of one person at once: the second waits here for the first.
     insert into doorkey.known_people (person_hash, user_id)
-    select v_hash, p_user_id where v_hash is not null
+    select h.person_hash, p_user_id from unnest(v_people) with ordinality as h (person_hash, n) order by h.n
     on conflict (person_hash) do nothing;
-    if exists (select from doorkey.known_people as k where k.person_hash = v_hash and k.user_id <> p_user_id) then
+    if exists (
+      select from doorkey.known_people as k where k.person_hash = any (v_people) and k.user_id <> p_user_id
+    ) then
       v_reasons := v_reasons || 'same_person'::text;
     end if;
   end if;
@@ -7758,7 +7847,6 @@ create or replace function doorkey.signup_range (
 )
   returns text
   language plpgsql
-  stable
   security definer
   set search_path to ''
   AS $function$
@@ -7773,8 +7861,13 @@ begin
     return null;
   end if;
   return network(set_masklen(v_address, case family(v_address) when 4 then 24 else 48 end))::text;
-exception when others then
-  return null;
+exception
+  when undefined_table or undefined_column then
+    return null;
+  when others then
+    -- The check is on and finds nothing: somebody should hear of it.
+    perform doorkey.note_trouble('signup_range.not_read', p_user_id, sqlstate, 'auth.sessions');
+    return null;
 end
 $function$;
 
@@ -8621,6 +8714,7 @@ create or replace function doorkey.welcome (
   AS $function$
 declare
   v_plan public.plans;
+  v_held_reasons text[];
   v_key constant text := 'welcome:' || p_user_id;
 begin
   insert into public.credit_accounts (user_id, plan_id, referral_code)
@@ -8635,8 +8729,15 @@ begin
     perform doorkey.begin_periods(array[p_user_id], p_actor, p_request_id);
   end if;
   -- Asked before posting: the plan's welcome may have changed since, and the first one counts. One that is held is one.
-  if exists (select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key)
-     or exists (select from doorkey.welcomes as w where w.user_id = p_user_id) then
+  if exists (select from public.credit_transactions where type = 'bonus' and idempotency_key = v_key) then
+    return;
+  end if;
+  select case w.review when 'held' then w.review_reasons end into v_held_reasons
+    from doorkey.welcomes as w where w.user_id = p_user_id;
+  if found then
+    if 'anonymous' = any (v_held_reasons) then
+      perform doorkey.review_converted(p_user_id, p_actor, p_request_id);
+    end if;
     return;
   end if;
   select p.* into strict v_plan
@@ -8651,6 +8752,9 @@ begin
     perform doorkey.post_grant(
       p_user_id, 'bonus', v_plan.welcome_credits_micros, v_key, 'Welcome credits', p_actor,
       now() + make_interval(days => v_plan.welcome_credits_days), 50::smallint, p_request_id);
+  else
+    -- Nothing is a welcome too: an offer that comes later is for those who come later.
+    insert into doorkey.welcomes (user_id, amount_micros, review) values (p_user_id, 0, 'none');
   end if;
 end
 $function$;
