@@ -9,6 +9,7 @@ then, in one transaction, everything else.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +44,13 @@ FORGET = """
 delete from supabase_migrations.schema_migrations as h
  using unnest(%s::text[], %s::text[]) as ours (version, name) where h.version = ours.version and h.name = ours.name
 """
-# Functions of the host's whose text speaks of something of ours: they fail afterwards, and Postgres can't know.
+# Functions of the host's whose text speaks of something of ours: they fail afterwards, and Postgres can't know. What is
+# ours goes by the names in uninstall.sql, as there.
 MENTIONS = r"""
 select p.oid::regprocedure::text as name from pg_proc as p
  where p.pronamespace not in ('doorkey'::regnamespace, 'pg_catalog'::regnamespace, 'information_schema'::regnamespace)
    and p.prosrc ~ '\m(doorkey\.|credit_accounts|credit_transactions|openrouter_(user_keys|key_|provisioning_status))'
-   and not p.prosrc ~ '^\s*select (\* from )?doorkey\.[a-z_]+\([^;]*\);\s*$'
+   and not (p.pronamespace = 'public'::regnamespace and p.proname = any (%s) and p.prosrc like '%%doorkey.%%')
  order by 1 limit 20
 """
 
@@ -89,6 +91,12 @@ class Installed:
     spendable_micros: int
     is_uncapped: bool
     mentions: tuple[str, ...]
+
+
+def _own_doors() -> list[str]:
+    found = re.search(r"c_doors constant text\[\] := array\[(.*?)\];", UNINSTALL.read_text(), re.DOTALL)
+    assert found is not None
+    return re.findall(r"'(\w+)'", found[1])
 
 
 def database_url(given: str | None, environment: Mapping[str, str]) -> str:
@@ -237,7 +245,7 @@ async def installed_in(connection: psycopg.AsyncConnection[dict[str, Any]]) -> I
         return None
     keys_table = Identifier("doorkey" if row["is_archive"] else "public", "openrouter_user_keys")
     (found,) = await (await connection.execute(SURVEY.format(keys_table))).fetchall()
-    mentions = await (await connection.execute(MENTIONS)).fetchall()
+    mentions = await (await connection.execute(MENTIONS, (_own_doors(),))).fetchall()
     return Installed(
         keys_table=keys_table,
         is_archive=row["is_archive"],
