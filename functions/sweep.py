@@ -13,7 +13,7 @@ from functions.kit.observability import start_logging
 from functions.kit.settings import Settings
 from functions.metering.drift_watch import DriftWatch
 from functions.metering.last_words import hear_last_words
-from functions.metering.metrics import DRIFT_MICROS
+from functions.metering.metrics import DRIFT_MICROS, USAGE_ROUNDS_FINISHED
 from functions.metering.sync import sync_usage
 from functions.offers.promises import grant_promised_credits
 from functions.plans.periods import expire_lots, renew_periods
@@ -63,7 +63,7 @@ def build(settings: Settings, clients: Clients, clock: Clock = system_clock) -> 
         ),
         "drift": lambda _, is_time_left: drift.go_on(is_time_left),
     }
-    gauges = {"drift_micros": DRIFT_MICROS}
+    gauges = {"drift_micros": DRIFT_MICROS, "usage_rounds": USAGE_ROUNDS_FINISHED}
 
     async def handle(_: Event) -> dict[str, Any]:
         try:

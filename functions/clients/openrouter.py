@@ -63,6 +63,8 @@ __all__ = [
 ]
 
 MICROS_PER_DOLLAR = 1_000_000
+# Of a figure, before its point: more is beyond all reason.
+MAX_DIGITS = 30
 # facts.md 1.5: fixed by OpenRouter.
 PAGE_KEYS = 100
 # facts.md 2.4: how far back what was spent can be asked for by day.
@@ -99,7 +101,7 @@ class KeyUsage:
         usage_micros: OpenRouter credits spent in its life.
         daily_micros: of it, those of the present UTC day.
         byok_micros: spent in its life at providers through the account's own keys there.
-        limit_micros: its lifetime limit; None: no limit. A fraction is rounded up.
+        limit_micros: its lifetime limit; None: no limit. Rounded, as in the answer to a change of it.
         is_enabled: whether it may be used.
     """
 
@@ -289,10 +291,11 @@ def _dollars(micros: int | None) -> float | None:
 
 
 def _exact_micros(dollars: Decimal | int) -> Decimal:
-    micros = Decimal(str(dollars)).scaleb(6)
-    if not micros.is_finite():
+    exact = Decimal(str(dollars))
+    if not exact.is_finite():
         raise ValueError("not an amount")
-    return micros
+    # Written out it would fill the memory; that it is beyond all reason is all that matters.
+    return exact.scaleb(6) if exact.adjusted() < MAX_DIGITS else Decimal(10**MAX_DIGITS).copy_sign(exact)
 
 
 def _micros(dollars: Decimal | int | None) -> int | None:
@@ -306,7 +309,7 @@ def _read_usage(item: dict[str, Any]) -> KeyUsage:
         usage_micros=_exact_micros(item["usage"]),
         daily_micros=_exact_micros(item["usage_daily"]),
         byok_micros=_exact_micros(item["byok_usage"]),
-        limit_micros=None if limit is None else math.ceil(_exact_micros(limit)),
+        limit_micros=None if limit is None else round(_exact_micros(limit)),
         is_enabled=not item["disabled"],
     )
 

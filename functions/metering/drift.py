@@ -1,7 +1,7 @@
 """The drift report: ledger, receipts and OpenRouter side by side for a UTC day, gathered page after page, and added up.
 
 The surprising thing: what is known of a day goes on changing. OpenRouter's part of it is read within the hour after it,
-and receipts may come as late; until then a difference is `in_flight`.
+and receipts may come as late; until then a difference is `in_flight`, and `unread` if a reading is long overdue.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ class DriftOfKey(BaseModel):
     openrouter_micros: Exact = Field(description="What OpenRouter says it spent.")
     byok_micros: Exact = Field(description="What OpenRouter says it spent through the account's own provider keys.")
     difference_micros: Exact = Field(description="OpenRouter less ledger.")
-    cause: Literal["in_flight", "unseen", "byok", "unknown"] | None = Field(description="Null: all three agree.")
+    cause: Literal["in_flight", "unread", "unseen", "byok", "unknown"] | None = Field(
+        description="Null: all three agree."
+    )
 
 
 class DriftPage(BaseModel):

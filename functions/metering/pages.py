@@ -33,19 +33,21 @@ class Cursor:
     is_second_look: bool = False
 
 
-def next_cursor(cursor: Cursor, page: Sequence[str]) -> Cursor | None:
+def next_cursor(cursor: Cursor, page: Sequence[str], recorded: int | None = None) -> Cursor | None:
     """Where to go on after this page; None: it was the last.
 
     Args:
         cursor: where the page was read.
         page: its keys, newest first.
+        recorded: how many of them were recorded, the first ones; two at least. None: all.
     """
     if cursor.anchor is not None and cursor.anchor not in page and not cursor.is_second_look:
         return Cursor(max(0, cursor.offset - PAGE_KEYS + 1), None, is_second_look=True)
-    if len(page) < PAGE_KEYS:
+    recorded = len(page) if recorded is None else recorded
+    if recorded == len(page) < PAGE_KEYS:
         return None
     # After a second look the anchor may be missing because it was deleted itself.
-    return Cursor(cursor.offset + PAGE_KEYS - 1, page[-1], cursor.is_second_look and cursor.anchor is None)
+    return Cursor(cursor.offset + recorded - 1, page[recorded - 1], cursor.is_second_look and cursor.anchor is None)
 
 
 def is_near_midnight(now: datetime) -> bool:

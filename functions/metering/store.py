@@ -43,8 +43,8 @@ class KeyDay:
         openrouter_micros: what OpenRouter says it spent.
         byok_micros: what OpenRouter says it spent at providers through keys of the account's own.
         difference_micros: OpenRouter less ledger.
-        cause: of the difference, or of that between receipts and ledger: in_flight, unseen, byok or unknown; None: all
-            three agree.
+        cause: of the difference, or of that between receipts and ledger: in_flight, unread, unseen, byok or unknown;
+            None: all three agree.
     """
 
     key_hash: str
@@ -117,7 +117,7 @@ async def record_usage(
             "usage_micros": [format(key.usage_micros, "f") for key in page],
             "byok_micros": [format(key.byok_micros, "f") for key in page],
             "daily_micros": [format(key.daily_micros, "f") for key in page],
-            "limit_micros": [key.limit_micros for key in page],
+            "limit_micros": [None if key.limit_micros is None else str(key.limit_micros) for key in page],
             "disabled_hashes": [key.key_hash for key in page if not key.is_enabled],
             "read_at": read_at.isoformat(),
             "request_id": request_id,

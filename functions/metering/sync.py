@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from functions.clients.openrouter import OpenRouter
-from functions.clients.supabase import Supabase
+from functions.clients.supabase import DatabaseBusy, Supabase
 from functions.kit.clock import Clock, system_clock
 from functions.metering import pages, store
 
 MAX_PAGES = 20
+# A page that takes the database too long is recorded in part: a half, a quarter, an eighth.
+MAX_HALVINGS = 3
 
 
 async def sync_usage(
@@ -38,8 +40,12 @@ async def sync_usage(
     for _ in range(MAX_PAGES):
         if cursor is None or not is_time_left():
             break
-        recorded = await sync_page(openrouter, database, cursor, request_id=request_id, clock=clock)
+        recorded = await sync_page(
+            openrouter, database, cursor, request_id=request_id, is_time_left=is_time_left, clock=clock
+        )
         counts.update(recorded.counts)
+        if recorded.cursor is None:
+            counts["usage_rounds"] += 1
         cursor = recorded.cursor
     return counts
 
@@ -50,17 +56,30 @@ async def sync_page(
     cursor: store.SyncCursor,
     *,
     request_id: str,
+    is_time_left: Callable[[], bool] = lambda: True,
     clock: Clock = system_clock,
 ) -> store.RecordedPage:
-    """Reads one page and hands it over: two round trips.
+    """Reads one page and hands it over: two round trips. If that takes the database too long, only its first keys.
 
     Raises:
         OpenRouterError, SupabaseError: it may have been recorded; the same page may be read again.
     """
     read_at = _now(clock)
     page = await openrouter.list_usage(cursor.at.offset)
-    after = pages.next_cursor(cursor.at, [key.key_hash for key in page])
-    return await store.record_usage(database, page, cursor=cursor, after=after, read_at=read_at, request_id=request_id)
+    hashes = [key.key_hash for key in page]
+    keys = len(page)
+    for last in (False,) * MAX_HALVINGS + (True,):
+        after = pages.next_cursor(cursor.at, hashes, keys)
+        try:
+            return await store.record_usage(
+                database, page[:keys], cursor=cursor, after=after, read_at=read_at, request_id=request_id
+            )
+        except DatabaseBusy:
+            # The next page begins with the last key of this one: it takes two to get on.
+            if last or keys <= 2 or not is_time_left():
+                raise
+            keys = max(keys // 2, 2)
+    raise AssertionError("the last try returns or raises")
 
 
 def _now(clock: Clock) -> datetime:

@@ -28,7 +28,7 @@ KEY_CHARACTERS = 8
 MAX_CHARACTERS = 14
 COLUMNS = ("ledger", "receipts", "OpenRouter", "difference")
 # As they are shown, in this order.
-CAUSES = {UNKNOWN: "unknown", "byok": "BYOK", "unseen": "unseen", "in_flight": "in flight"}
+CAUSES = {UNKNOWN: "unknown", "byok": "BYOK", "unseen": "unseen", "unread": "unread", "in_flight": "in flight"}
 _SHOWN_STEP = Decimal("0.001")
 
 

@@ -73,7 +73,8 @@ create table if not exists doorkey.usage_findings (
   key_hash text not null,
   -- went_back: U is lower than it was, by the amount. missing: not in a whole round, though we think it is alive.
   -- foreign: spends, and this database doesn't know it. byok: lifetime BYOK usage. not_deleted: we think it is gone.
-  kind text not null check (kind in ('went_back', 'missing', 'foreign', 'byok', 'not_deleted')),
+  -- absurd: its figures are no amounts, or beyond all reason; it is passed over.
+  kind text not null check (kind in ('went_back', 'missing', 'foreign', 'byok', 'not_deleted', 'absurd')),
   amount_micros numeric not null default 0,
   first_seen_at timestamptz not null default now(),
   last_seen_at timestamptz not null default now(),
@@ -109,6 +110,10 @@ create or replace function doorkey.usage_tolerance() returns numeric
 language sql immutable security definer set search_path = ''
 as $$ select 0.001; $$;
 revoke all on function doorkey.usage_tolerance() from public, anon, authenticated, service_role;
+
+-- "What did this key's receipts of a day come to?" One user may have millions.
+create index if not exists credit_holds_settled_of_key on doorkey.credit_holds (key_hash, settled_at)
+  include (cost_micros) where state = 'settled';
 
 -- What calls whose receipts may still come can have cost, by what was reserved for them.
 create or replace function doorkey.cost_in_flight(p_key_hash text, p_markup numeric) returns numeric
@@ -149,8 +154,22 @@ $$;
 revoke all on function doorkey.post_unheld_cost(uuid, text, date, numeric, text, text)
   from public, anon, authenticated, service_role;
 
+-- Adds to what of a key's U falls on a day.
+create or replace function doorkey.add_usage(p_key_hash text, p_day date, p_reported_micros numeric, p_byok_micros numeric)
+returns void
+language sql security definer set search_path = ''
+as $$
+  insert into doorkey.key_usage_days as d (key_hash, day, reported_micros, byok_micros)
+  select p_key_hash, p_day, p_reported_micros, p_byok_micros where p_reported_micros > 0 or p_byok_micros > 0
+  on conflict (key_hash, day) do update
+     set reported_micros = d.reported_micros + excluded.reported_micros,
+         byok_micros = d.byok_micros + excluded.byok_micros;
+$$;
+revoke all on function doorkey.add_usage(text, date, numeric, numeric) from public, anon, authenticated, service_role;
+
 -- What of a key's U falls on which day: read with that day's own figure, the part before midnight is known exactly.
--- Without it (null) what the ledger has for the day of the reading before, and OpenRouter hadn't yet, falls on that day.
+-- Of that, and without the figure (null) of all, each day since the reading before has what the ledger has for it and
+-- OpenRouter hadn't yet. What is left falls on the last day before midnight, or, without the figure, on the reading's.
 create or replace function doorkey.split_usage(
   p_key_hash text, p_since timestamptz, p_read_at timestamptz, p_from_micros numeric, p_to_micros numeric,
   p_daily_micros numeric, p_byok_micros numeric
@@ -160,22 +179,23 @@ as $$
 declare
   v_today constant date := (p_read_at at time zone 'utc')::date;
   v_before constant date := (p_since at time zone 'utc')::date;
-  v_earlier numeric := 0;
+  v_left numeric := p_to_micros - p_from_micros;
+  v_earlier numeric := v_left;
+  v_part numeric;
 begin
   if v_before < v_today then
-    v_earlier := case when p_daily_micros is null then greatest(-doorkey.day_difference(p_key_hash, v_before), 0)
-                      else p_to_micros - p_daily_micros - p_from_micros end;
-    v_earlier := greatest(least(v_earlier, p_to_micros - p_from_micros), 0);
+    if p_daily_micros is not null then
+      v_earlier := greatest(least(p_to_micros - p_daily_micros - p_from_micros, v_left), 0);
+    end if;
+    for v_days in 1 .. v_today - v_before loop
+      v_part := case when v_days = v_today - v_before and p_daily_micros is not null then v_earlier
+                     else least(greatest(-doorkey.day_difference(p_key_hash, v_before + v_days - 1), 0), v_earlier) end;
+      perform doorkey.add_usage(p_key_hash, v_before + v_days - 1, v_part, 0);
+      v_earlier := v_earlier - v_part;
+      v_left := v_left - v_part;
+    end loop;
   end if;
-  insert into doorkey.key_usage_days as d (key_hash, day, reported_micros, byok_micros)
-  select p_key_hash, part.day, part.reported, part.byok
-    from (values (v_before, v_earlier, 0::numeric),
-                 (v_today, p_to_micros - p_from_micros - v_earlier, p_byok_micros)) as part (day, reported, byok)
-   where part.reported > 0 or part.byok > 0
-   order by part.day
-  on conflict (key_hash, day) do update
-     set reported_micros = d.reported_micros + excluded.reported_micros,
-         byok_micros = d.byok_micros + excluded.byok_micros;
+  perform doorkey.add_usage(p_key_hash, v_today, v_left, p_byok_micros);
 end
 $$;
 revoke all on function doorkey.split_usage(text, timestamptz, timestamptz, numeric, numeric, numeric, numeric)
@@ -229,7 +249,10 @@ language plpgsql security definer set search_path = ''
 as $$
 declare
   v_left numeric := p_cost_micros;
+  v_part numeric;
   v_gap record;
+  -- What one cost may be.
+  c_most constant numeric := 1000000000000;
   v_last constant date := (p_read_at at time zone 'utc')::date;
 begin
   for v_gap in
@@ -239,14 +262,16 @@ begin
     continue when v_gap.micros <= 0;
     -- What no earlier day has a gap for is of the day of the reading.
     v_gap.micros := least(v_left, coalesce(v_gap.micros, v_left));
-    if v_gap.micros > 0 then
+    while v_gap.micros > 0 loop
+      v_part := least(v_gap.micros, c_most);
       -- Named by all that was ever charged to this key unseen: said again, it would be the same.
       perform doorkey.post_unheld_cost(
-        p_user_id, p_key_hash, v_gap.day, v_gap.micros,
+        p_user_id, p_key_hash, v_gap.day, v_part,
         format('unseen:%s:%s', p_key_hash, trim_scale(u.unseen_charged_micros)), p_request_id)
         from doorkey.key_usage as u where u.key_hash = p_key_hash;
-      v_left := v_left - v_gap.micros;
-    end if;
+      v_left := v_left - v_part;
+      v_gap.micros := v_gap.micros - v_part;
+    end loop;
   end loop;
 end
 $$;
@@ -448,7 +473,7 @@ revoke all on function doorkey.have_rechecked(uuid, text) from public, anon, aut
 create or replace function doorkey.record_usage(
   p_round bigint, p_offset integer, p_next_offset integer, p_anchor text, p_is_second_look boolean,
   p_key_hashes text[], p_usage_micros numeric[], p_byok_micros numeric[], p_daily_micros numeric[],
-  p_limit_micros bigint[], p_disabled_hashes text[], p_read_at timestamptz, p_request_id text
+  p_limit_micros numeric[], p_disabled_hashes text[], p_read_at timestamptz, p_request_id text
 ) returns table (
   counted integer, unseen_micros numeric, returned_micros numeric, busy integer, odd integer, limits_healed integer,
   page_offset integer, anchor text, is_second_look boolean, is_finished boolean)
@@ -461,6 +486,7 @@ declare
   v_user_id uuid;
   v_missing text[];
   v_users uuid[];
+  v_absurd text[];
   c_tolerance constant numeric := doorkey.usage_tolerance();
   c_most constant numeric := 1000000000000000;
 begin
@@ -471,11 +497,11 @@ begin
                  where n.rows is distinct from cardinality(p_key_hashes)) then
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Record up to 1000 keys, each with its figures.';
   end if;
-  -- NaN is more than any number.
-  if exists (select from unnest(p_usage_micros || p_byok_micros || p_daily_micros) as a (micros)
-              where a.micros is null or a.micros not between 0 and c_most or min_scale(a.micros) > 30) then
-    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A figure is 0 to 10^15 micro-dollars.';
-  end if;
+  -- Whose figures are none are set aside: one key must not keep all others from being read. (NaN is more than any number.)
+  v_absurd := array(
+    select a.hash from unnest(p_key_hashes, p_usage_micros, p_byok_micros, p_daily_micros) as a (hash, usage, byok, daily)
+     where exists (select from unnest(array[a.usage, a.byok, a.daily]) as f (micros)
+                    where f.micros is null or f.micros not between 0 and c_most or min_scale(f.micros) > 30));
   -- One page after the other: pages overlap, and so would their locks.
   select * into strict v_sync from doorkey.usage_sync for update;
   unseen_micros := 0; returned_micros := 0; busy := 0; odd := 0; limits_healed := 0;
@@ -489,6 +515,7 @@ begin
   -- The readings. U never falls; what it had when it was read last, and what is new, is needed of each.
   with page as (
     select * from unnest(p_key_hashes, p_usage_micros, p_byok_micros, p_daily_micros) as a (hash, usage, byok, daily)
+     where a.hash <> all (v_absurd)
   ), fresh as (
     select a.hash, a.usage, a.byok, a.daily, coalesce(u.reported_micros, 0) as usage_before,
            coalesce(u.byok_micros, 0) as byok_before, coalesce(u.read_at, k.created_at) as since,
@@ -508,6 +535,9 @@ begin
         ('not_deleted', f.usage, f.is_undead)) as o (kind, amount, is_so)
      where o.is_so
     union all
+    select doorkey.find_usage(array[a.hash], 'absurd', array[a.usage])
+      from unnest(p_key_hashes, p_usage_micros) as a (hash, usage) where a.hash = any (v_absurd)
+    union all
     select doorkey.find_usage(array[a.hash], 'foreign', array[a.usage]) from page as a
      where (a.usage > 0 or a.byok > 0)
        and not exists (select from public.openrouter_user_keys as k where k.key_hash = a.hash)
@@ -522,10 +552,12 @@ begin
   )
   select (select count(*) from taken), (select count(*) from found) + 0 * (select count(*) from split)
     into counted, odd;
-  -- Something younger than this page was read of these: they were seen nevertheless.
-  update doorkey.key_usage as u set round = p_round where u.key_hash = any (p_key_hashes) and u.round < p_round;
+  -- Something younger than this page was read of these, or their figures are none: they were seen nevertheless.
+  update doorkey.key_usage as u set round = p_round
+   where u.key_hash = any (p_key_hashes) and coalesce(u.round, p_round - 1) < p_round;
   update doorkey.usage_findings as f set resolved_at = now()
-   where f.key_hash = any (p_key_hashes) and f.kind = 'missing' and f.resolved_at is null;
+   where f.key_hash = any (p_key_hashes) and f.resolved_at is null
+     and (f.kind = 'missing' or (f.kind = 'absurd' and f.key_hash <> all (v_absurd)));
 
   for v_key in
     select u.key_hash from doorkey.key_usage as u join public.openrouter_user_keys as k on k.key_hash = u.key_hash
@@ -577,24 +609,24 @@ begin
 end
 $$;
 revoke all on function doorkey.record_usage(
-  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamptz, text)
+  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[], text[], timestamptz, text)
   from public, anon, authenticated, service_role;
 grant execute on function doorkey.record_usage(
-  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamptz, text)
+  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[], text[], timestamptz, text)
   to service_role;
 
 create or replace function public.record_usage(
   round bigint, read_offset integer, next_offset integer, next_anchor text, next_is_second_look boolean,
   key_hashes text[], usage_micros numeric[], byok_micros numeric[], daily_micros numeric[],
-  limit_micros bigint[], disabled_hashes text[], read_at timestamptz, request_id text
+  limit_micros numeric[], disabled_hashes text[], read_at timestamptz, request_id text
 ) returns table (
   counted integer, unseen_micros numeric, returned_micros numeric, busy integer, odd integer, limits_healed integer,
   page_offset integer, anchor text, is_second_look boolean, is_finished boolean)
 language sql set search_path = ''
 as $$ select * from doorkey.record_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13); $$;
 revoke all on function public.record_usage(
-  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamptz, text)
+  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[], text[], timestamptz, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.record_usage(
-  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamptz, text)
+  bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[], text[], timestamptz, text)
   to service_role;

@@ -21,7 +21,7 @@ revoke all on function doorkey.difference_until(text, timestamptz) from public, 
 
 -- Why OpenRouter and the ledger differ at this moment by so much: null: they don't.
 -- OpenRouter has more: calls had been billed and not settled. It has less: it bills late, or was read before; or a receipt
--- came late for what had been charged unseen, and that is still to be given back.
+-- came late for what had been charged unseen, and that is still to be given back; or the next reading is long overdue.
 create or replace function doorkey.cause_of(
   p_key_hash text, p_until timestamptz, p_difference numeric, p_markup numeric
 ) returns text
@@ -30,6 +30,7 @@ as $$
 declare
   v_until constant timestamptz := least(p_until, now());
   v_usage doorkey.key_usage;
+  v_read_at timestamptz;
   v_allowed numeric;
   v_uncharged numeric := 0;
 begin
@@ -37,6 +38,9 @@ begin
     return null;
   end if;
   select * into v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash;
+  -- Never read: nothing of it can be there.
+  select coalesce(v_usage.read_at, k.created_at) into v_read_at
+    from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
   if p_difference > 0 then
     select sum(coalesce(h.cost_micros, h.amount_micros / p_markup)) into v_allowed
       from doorkey.credit_holds as h
@@ -60,9 +64,11 @@ begin
   select coalesce(sum(h.cost_micros), 0) into v_allowed
     from doorkey.credit_holds as h
    where h.key_hash = p_key_hash and h.settled_at < v_until
-     and h.settled_at > least(v_until, v_usage.read_at) - doorkey.late_receipt_time();
-  return case when -p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'
-              when -p_difference <= v_allowed + v_usage.unseen_micros + doorkey.usage_tolerance() then 'unseen'
+     and h.settled_at > least(v_until, v_read_at) - doorkey.late_receipt_time();
+  return case when -p_difference <= v_allowed + doorkey.usage_tolerance() then
+                -- A reading comes every hour.
+                case when v_read_at < least(v_until, now() - interval '3 hours') then 'unread' else 'in_flight' end
+              when -p_difference <= v_allowed + coalesce(v_usage.unseen_micros, 0) + doorkey.usage_tolerance() then 'unseen'
               else 'unknown' end;
 end
 $$;
@@ -121,6 +127,7 @@ begin
                   -- A receipt may have named as credits what was paid with a key of one's own.
                   case when abs(abs(j.difference) - j.byok) <= doorkey.usage_tolerance() then 'byok' else 'unknown' end
                 when 'unseen' in (j.cause_before, j.cause_after) then 'unseen'
+                when 'unread' in (j.cause_before, j.cause_after) then 'unread'
                 else 'in_flight' end
       from judged as j order by j.key_hash;
 end

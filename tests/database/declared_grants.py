@@ -238,9 +238,9 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.begin_usage_sync(integer)": ("service_role",),
     "public.report_drift(date, text, integer)": ("service_role",),
     "doorkey.drift_report(date, text, integer)": ("service_role",),
-    "public.record_usage(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[],"
+    "public.record_usage(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[],"
     " text[], timestamp with time zone, text)": ("service_role",),
-    "doorkey.record_usage(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[],"
+    "doorkey.record_usage(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[],"
     " text[], timestamp with time zone, text)": ("service_role",),
     # Nobody's but ours.
     "doorkey.applied_migrations()": (),
@@ -269,6 +269,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "doorkey.charge_unseen(uuid, text, numeric, timestamp with time zone, text)": (),
     "doorkey.cost_in_flight(text, numeric)": (),
     "doorkey.cause_of(text, timestamp with time zone, numeric, numeric)": (),
+    "doorkey.add_usage(text, date, numeric, numeric)": (),
     "doorkey.day_difference(text, date)": (),
     "doorkey.difference_until(text, timestamp with time zone)": (),
     "doorkey.find_usage(text[], text, numeric[])": (),

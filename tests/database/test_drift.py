@@ -113,6 +113,26 @@ async def test_a_receipt_that_was_not_read_at_openrouter_yet_is_in_flight(past: 
     assert figures(await past.drift(today())) == (100, 100, 0, "in_flight")
 
 
+async def test_receipts_of_a_key_that_no_reading_followed_for_hours_are_unread(past: Past) -> None:
+    now = datetime.now(UTC)
+    noon = now.replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=3)
+    await past.database.run("update public.openrouter_user_keys set created_at = %s", (noon - timedelta(days=9),))
+    # Never read.
+    await past.settled_call(300, noon)
+    assert figures(await past.drift(noon.date())) == (300, 300, 0, "unread")
+    # Read since, so that it had its time; and not since.
+    await past.sync.read({past.key: 0}, at=noon + timedelta(days=1))
+    assert (await past.drift(noon.date()))["cause"] == "unknown"
+    await past.settled_call(70, noon + timedelta(days=2))
+    await past.openrouter_says(300, noon.date())
+    assert (await past.drift(noon.date()))["cause"] is None
+    assert figures(await past.drift((noon + timedelta(days=2)).date())) == (70, 70, 0, "unread")
+    await past.database.run("update doorkey.key_usage set read_at = now() - interval '2 hours'")
+    late = now - timedelta(hours=2, minutes=30)
+    await past.database.run("update doorkey.credit_holds set settled_at = %s where cost_micros = 70", (late,))
+    assert figures(await past.drift(late.date())) == (70, 70, 0, "in_flight")
+
+
 # -- unseen ------------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.credit_doors import Credits
 from tests.support.databases import Database, Row
-from tests.support.doors import Doors, key_hash, refused, wait_until_blocked
+from tests.support.doors import Doors, key_hash, wait_until_blocked
 
 WELCOME = 5_000_000
 
@@ -341,10 +341,48 @@ async def test_a_limit_that_is_not_as_it_was_left_is_set_again(play: Play) -> No
 
 
 @pytest.mark.parametrize("cost", [Decimal("NaN"), Decimal(-1), Decimal(10) ** 30])
-async def test_figures_that_are_no_amounts_are_refused(play: Play, cost: Decimal) -> None:
-    with refused("PT422", "amount_out_of_range"):
-        await play.sync.read({play.key: cost})
-    assert await play.balance() == WELCOME
+async def test_a_key_with_figures_that_are_none_is_named_and_keeps_no_other_from_being_read(
+    play: Play, cost: Decimal
+) -> None:
+    stranger = key_hash("somebody else's")
+    result = await play.sync.read({play.key: 500, stranger: cost}, limits={stranger: 10**19})
+    assert (result["counted"], result["odd"], result["unseen_micros"]) == (1, 1, 500)
+    assert set(await play.sync.findings(stranger)) == {"absurd"}
+    await play.sync.read({play.key: cost, stranger: 0})
+    assert await play.sync.findings(stranger) == {}
+    assert set(await play.sync.findings(play.key)) == {"absurd"}
+    assert (await play.sync.figures(play.key))["reported_micros"] == 500
+    await play.sync.read({play.key: 600}, limits={play.key: 10**19})
+    assert await play.sync.findings(play.key) == {}
+    assert await play.balance() == WELCOME - 600
+
+
+async def test_unseen_use_beyond_what_one_cost_may_be_is_charged_in_parts(play: Play) -> None:
+    use = 2 * 10**12 + 7
+    assert (await play.sync.read({play.key: use}))["unseen_micros"] == use
+    parts = await play.database.rows("select cost_micros from doorkey.unheld_costs order by transaction_id")
+    assert [row["cost_micros"] for row in parts] == [10**12, 10**12, 7]
+    assert await play.credits.balances(play.user_id) == (0, 0, use - WELCOME)
+    await play.assert_sound()
+
+
+async def test_days_without_a_reading_have_what_the_ledger_has_for_them(play: Play) -> None:
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    noon = midnight - timedelta(hours=12)
+    await play.database.run("update public.openrouter_user_keys set created_at = %s", (noon - timedelta(days=9),))
+    await play.sync.read({play.key: 0}, at=noon - timedelta(days=9))
+    for cost, back in ((300, 9), (200, 4)):
+        await play.call(cost)
+        await play.database.run(
+            "update doorkey.credit_holds set settled_at = %s where cost_micros = %s",
+            (noon - timedelta(days=back), cost),
+        )
+    await play.sync.read({play.key: 557}, daily={play.key: 7}, at=midnight + timedelta(seconds=1))
+    days = {(noon - timedelta(days=back)).date().isoformat(): micros for back, micros in ((9, 300), (4, 200), (0, 50))}
+    assert await play.sync.days(play.key) == {**days, midnight.date().isoformat(): 7}
+    # What is without a receipt is charged for the day on which it stands.
+    charged = await play.database.rows("select day, cost_micros from doorkey.unheld_costs order by day")
+    assert [(row["day"], row["cost_micros"]) for row in charged] == [(noon.date(), 50), (midnight.date(), 7)]
 
 
 async def test_unseen_use_is_charged_with_markup_remainder_and_debt_and_by_its_cost(play: Play) -> None:

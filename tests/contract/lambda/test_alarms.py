@@ -39,11 +39,13 @@ from tests.support.lambda_events import SCHEDULED, event
 from tests.support.scenes import Between, Scene, instead
 
 ALARMS = (
-    "SweepLate", "QueueLate", "DeadRows", "QueueHeld", "KeyRejected", "Strays", "Drift", "HourlyBrake", "ServerErrors",
+    "SweepLate", "QueueLate", "DeadRows", "QueueHeld", "KeyRejected", "Strays", "Drift", "UsageLate", "HourlyBrake",
+    "ServerErrors",
 )  # fmt: skip
 STAGE = "prod"
 HOUR_SECONDS = 3_600
 PERIOD_SECONDS = 300
+NEW_ROUND = "update doorkey.usage_sync set started_at = now() - interval '2 hours', finished_at = now()"
 
 Alarms = dict[str, dict[str, Any]]
 
@@ -108,6 +110,7 @@ def judge(alarm: dict[str, Any], log: str, before: str = "OK", ahead_seconds: fl
 
 async def test_nothing_alarms_while_all_is_well(alarms: Alarms, scene: Scene, log: io.StringIO) -> None:
     await run_sweep(scene.stack)
+    await scene.sql(NEW_ROUND)
     await run_sweep(scene.stack)
     healthy = log.getvalue().splitlines()[-1]
     # The same line again, as twelve periods of good sweeps would write it.
@@ -268,6 +271,19 @@ async def test_drift_that_nobody_can_explain_or_tell_raises_the_alarm(
     # It can't be told: that is as bad.
     await run_sweep(scene.stack, Between(before=instead("report_drift", 500, "{}")))
     assert "DriftMicros" not in {p.name for p in datapoints_of(log.getvalue())}
+    assert judge(alarm, log.getvalue()) == "ALARM"
+    await run_sweep(scene.stack)
+    assert judge(alarm, log.getvalue(), before="ALARM") == "OK"
+
+
+async def test_a_usage_sync_that_finishes_no_round_raises_the_alarm(
+    alarms: Alarms, scene: Scene, log: io.StringIO
+) -> None:
+    alarm = alarms["UsageLate"]
+    await scene.sql(NEW_ROUND)
+    for _ in range(2):
+        line = await run_sweep(scene.stack, Between(before=instead("record_usage", 500, "{}")))
+        assert line["usage_error"]
     assert judge(alarm, log.getvalue()) == "ALARM"
     await run_sweep(scene.stack)
     assert judge(alarm, log.getvalue(), before="ALARM") == "OK"

@@ -13,7 +13,9 @@ from functions.metering.pages import PAGE_KEYS, Cursor, is_near_midnight, next_c
 MAX_PAGES = 200
 
 
-def read_round(keys: list[str], shifts: list[tuple[int, int]]) -> tuple[set[str], int]:
+def read_round(
+    keys: list[str], shifts: list[tuple[int, int]], parts: tuple[int, ...] = (PAGE_KEYS,)
+) -> tuple[set[str], int]:
     """The keys that a round has read, and in how many pages; before each page keys are made and deleted.
 
     Of two pages in a row only one is met by deletions: a round that is bounded can't outrun a list that always shrinks.
@@ -29,8 +31,9 @@ def read_round(keys: list[str], shifts: list[tuple[int, int]]) -> tuple[set[str]
         live = [key for key in live if key not in doomed]
         assert cursor is not None
         page = live[cursor.offset : cursor.offset + PAGE_KEYS]
-        seen |= set(page)
-        cursor = next_cursor(cursor, page)
+        recorded = min(len(page), parts[number % len(parts)])
+        seen |= set(page[:recorded])
+        cursor = next_cursor(cursor, page, recorded)
         if cursor is None:
             return seen, number + 1
     pytest.fail("the round does not end")
@@ -41,6 +44,13 @@ def test_a_round_reads_every_key_that_is_there_all_the_time(count: int, shifts: 
     keys = [f"{'doomed' if number % 3 == 0 else 'key'}-{number}" for number in range(count)]
     seen, _ = read_round(keys, shifts)
     assert seen >= {key for key in keys if key.startswith("key")}
+
+
+@pytest.mark.parametrize("parts", [(50,), (100, 12), (2, 100)])
+def test_pages_that_are_recorded_in_part_leave_no_key_out(parts: tuple[int, ...]) -> None:
+    keys = [f"key-{number}" for number in range(450)]
+    seen, _ = read_round(keys, [(7, 0)], parts)
+    assert seen >= set(keys)
 
 
 @pytest.mark.parametrize(("count", "pages"), [(0, 1), (99, 1), (100, 2), (198, 2), (199, 3), (1_000, 11)])
