@@ -455,6 +455,9 @@ create index credit_holds_expiring on doorkey.credit_holds using btree (expires_
 
 create index credit_holds_key on doorkey.credit_holds using btree (key_hash, state, closed_at);
 
+create index credit_holds_settled_of_key on doorkey.credit_holds using btree (key_hash, settled_at) include (cost_micros)
+  where (state = 'settled'::doorkey.hold_state);
+
 create index credit_holds_settled on doorkey.credit_holds using btree (settled_at, key_hash)
   where (state = 'settled'::doorkey.hold_state);
 
@@ -905,7 +908,7 @@ create table "doorkey"."usage_findings" (
   "first_seen_at" timestamp with time zone not null default now(),
   "last_seen_at"  timestamp with time zone not null default now(),
   "resolved_at"   timestamp with time zone,
-  constraint "usage_findings_kind_check" check ((kind = ANY (ARRAY['went_back'::text, 'missing'::text, 'foreign'::text, 'byok'::text, 'not_deleted'::text]))),
+  constraint "usage_findings_kind_check" check ((kind = ANY (ARRAY['went_back'::text, 'missing'::text, 'foreign'::text, 'byok'::text, 'not_deleted'::text, 'absurd'::text]))),
   constraint "usage_findings_pkey" primary key (key_hash, kind)
 );
 
@@ -1860,7 +1863,7 @@ create or replace function public.record_usage (
   usage_micros        numeric[],
   byok_micros         numeric[],
   daily_micros        numeric[],
-  limit_micros        bigint[],
+  limit_micros        numeric[],
   disabled_hashes     text[],
   read_at             timestamp with time zone,
   request_id          text
@@ -1882,11 +1885,11 @@ create or replace function public.record_usage (
   AS $function$ select * from doorkey.record_usage($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13); $function$;
 
 revoke all
-  on function "public"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamp with time zone, text)
+  on function "public"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[], text[], timestamp with time zone, text)
   from public;
 
 grant execute
-  on function "public"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamp with time zone, text)
+  on function "public"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[], text[], timestamp with time zone, text)
   to "service_role";
 
 -- public.redrive_provisioning
@@ -2352,6 +2355,28 @@ revoke all on function "doorkey"."account_of"(uuid) from public;
 
 grant execute on function "doorkey"."account_of"(uuid) to "service_role";
 
+-- doorkey.add_usage
+
+create or replace function doorkey.add_usage (
+  p_key_hash        text,
+  p_day             date,
+  p_reported_micros numeric,
+  p_byok_micros     numeric
+)
+  returns void
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  insert into doorkey.key_usage_days as d (key_hash, day, reported_micros, byok_micros)
+  select p_key_hash, p_day, p_reported_micros, p_byok_micros where p_reported_micros > 0 or p_byok_micros > 0
+  on conflict (key_hash, day) do update
+     set reported_micros = d.reported_micros + excluded.reported_micros,
+         byok_micros = d.byok_micros + excluded.byok_micros;
+$function$;
+
+revoke all on function "doorkey"."add_usage"(text, date, numeric, numeric) from public;
+
 -- doorkey.applied_migrations
 
 create or replace function doorkey.applied_migrations()
@@ -2767,6 +2792,7 @@ create or replace function doorkey.cause_of (
 declare
   v_until constant timestamptz := least(p_until, now());
   v_usage doorkey.key_usage;
+  v_read_at timestamptz;
   v_allowed numeric;
   v_uncharged numeric := 0;
 begin
@@ -2774,6 +2800,9 @@ begin
     return null;
   end if;
   select * into v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash;
+  -- Never read: nothing of it can be there.
+  select coalesce(v_usage.read_at, k.created_at) into v_read_at
+    from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
   if p_difference > 0 then
     select sum(coalesce(h.cost_micros, h.amount_micros / p_markup)) into v_allowed
       from doorkey.credit_holds as h
@@ -2797,9 +2826,11 @@ begin
   select coalesce(sum(h.cost_micros), 0) into v_allowed
     from doorkey.credit_holds as h
    where h.key_hash = p_key_hash and h.settled_at < v_until
-     and h.settled_at > least(v_until, v_usage.read_at) - doorkey.late_receipt_time();
-  return case when -p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'
-              when -p_difference <= v_allowed + v_usage.unseen_micros + doorkey.usage_tolerance() then 'unseen'
+     and h.settled_at > least(v_until, v_read_at) - doorkey.late_receipt_time();
+  return case when -p_difference <= v_allowed + doorkey.usage_tolerance() then
+                -- A reading comes every hour.
+                case when v_read_at < least(v_until, now() - interval '3 hours') then 'unread' else 'in_flight' end
+              when -p_difference <= v_allowed + coalesce(v_usage.unseen_micros, 0) + doorkey.usage_tolerance() then 'unseen'
               else 'unknown' end;
 end
 $function$;
@@ -2919,7 +2950,10 @@ create or replace function doorkey.charge_unseen (
   AS $function$
 declare
   v_left numeric := p_cost_micros;
+  v_part numeric;
   v_gap record;
+  -- What one cost may be.
+  c_most constant numeric := 1000000000000;
   v_last constant date := (p_read_at at time zone 'utc')::date;
 begin
   for v_gap in
@@ -2929,14 +2963,16 @@ begin
     continue when v_gap.micros <= 0;
     -- What no earlier day has a gap for is of the day of the reading.
     v_gap.micros := least(v_left, coalesce(v_gap.micros, v_left));
-    if v_gap.micros > 0 then
+    while v_gap.micros > 0 loop
+      v_part := least(v_gap.micros, c_most);
       -- Named by all that was ever charged to this key unseen: said again, it would be the same.
       perform doorkey.post_unheld_cost(
-        p_user_id, p_key_hash, v_gap.day, v_gap.micros,
+        p_user_id, p_key_hash, v_gap.day, v_part,
         format('unseen:%s:%s', p_key_hash, trim_scale(u.unseen_charged_micros)), p_request_id)
         from doorkey.key_usage as u where u.key_hash = p_key_hash;
-      v_left := v_left - v_gap.micros;
-    end if;
+      v_left := v_left - v_part;
+      v_gap.micros := v_gap.micros - v_part;
+    end loop;
   end loop;
 end
 $function$;
@@ -3689,6 +3725,7 @@ begin
                   -- A receipt may have named as credits what was paid with a key of one's own.
                   case when abs(abs(j.difference) - j.byok) <= doorkey.usage_tolerance() then 'byok' else 'unknown' end
                 when 'unseen' in (j.cause_before, j.cause_after) then 'unseen'
+                when 'unread' in (j.cause_before, j.cause_after) then 'unread'
                 else 'in_flight' end
       from judged as j order by j.key_hash;
 end
@@ -6605,7 +6642,7 @@ create or replace function doorkey.record_usage (
   p_usage_micros    numeric[],
   p_byok_micros     numeric[],
   p_daily_micros    numeric[],
-  p_limit_micros    bigint[],
+  p_limit_micros    numeric[],
   p_disabled_hashes text[],
   p_read_at         timestamp with time zone,
   p_request_id      text
@@ -6633,6 +6670,7 @@ declare
   v_user_id uuid;
   v_missing text[];
   v_users uuid[];
+  v_absurd text[];
   c_tolerance constant numeric := doorkey.usage_tolerance();
   c_most constant numeric := 1000000000000000;
 begin
@@ -6643,11 +6681,11 @@ begin
                  where n.rows is distinct from cardinality(p_key_hashes)) then
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Record up to 1000 keys, each with its figures.';
   end if;
-  -- NaN is more than any number.
-  if exists (select from unnest(p_usage_micros || p_byok_micros || p_daily_micros) as a (micros)
-              where a.micros is null or a.micros not between 0 and c_most or min_scale(a.micros) > 30) then
-    raise sqlstate 'PT422' using message = 'amount_out_of_range', hint = 'A figure is 0 to 10^15 micro-dollars.';
-  end if;
+  -- Whose figures are none are set aside: one key must not keep all others from being read. (NaN is more than any number.)
+  v_absurd := array(
+    select a.hash from unnest(p_key_hashes, p_usage_micros, p_byok_micros, p_daily_micros) as a (hash, usage, byok, daily)
+     where exists (select from unnest(array[a.usage, a.byok, a.daily]) as f (micros)
+                    where f.micros is null or f.micros not between 0 and c_most or min_scale(f.micros) > 30));
   -- One page after the other: pages overlap, and so would their locks.
   select * into strict v_sync from doorkey.usage_sync for update;
   unseen_micros := 0; returned_micros := 0; busy := 0; odd := 0; limits_healed := 0;
@@ -6661,6 +6699,7 @@ begin
   -- The readings. U never falls; what it had when it was read last, and what is new, is needed of each.
   with page as (
     select * from unnest(p_key_hashes, p_usage_micros, p_byok_micros, p_daily_micros) as a (hash, usage, byok, daily)
+     where a.hash <> all (v_absurd)
   ), fresh as (
     select a.hash, a.usage, a.byok, a.daily, coalesce(u.reported_micros, 0) as usage_before,
            coalesce(u.byok_micros, 0) as byok_before, coalesce(u.read_at, k.created_at) as since,
@@ -6680,6 +6719,9 @@ begin
         ('not_deleted', f.usage, f.is_undead)) as o (kind, amount, is_so)
      where o.is_so
     union all
+    select doorkey.find_usage(array[a.hash], 'absurd', array[a.usage])
+      from unnest(p_key_hashes, p_usage_micros) as a (hash, usage) where a.hash = any (v_absurd)
+    union all
     select doorkey.find_usage(array[a.hash], 'foreign', array[a.usage]) from page as a
      where (a.usage > 0 or a.byok > 0)
        and not exists (select from public.openrouter_user_keys as k where k.key_hash = a.hash)
@@ -6694,10 +6736,12 @@ begin
   )
   select (select count(*) from taken), (select count(*) from found) + 0 * (select count(*) from split)
     into counted, odd;
-  -- Something younger than this page was read of these: they were seen nevertheless.
-  update doorkey.key_usage as u set round = p_round where u.key_hash = any (p_key_hashes) and u.round < p_round;
+  -- Something younger than this page was read of these, or their figures are none: they were seen nevertheless.
+  update doorkey.key_usage as u set round = p_round
+   where u.key_hash = any (p_key_hashes) and coalesce(u.round, p_round - 1) < p_round;
   update doorkey.usage_findings as f set resolved_at = now()
-   where f.key_hash = any (p_key_hashes) and f.kind = 'missing' and f.resolved_at is null;
+   where f.key_hash = any (p_key_hashes) and f.resolved_at is null
+     and (f.kind = 'missing' or (f.kind = 'absurd' and f.key_hash <> all (v_absurd)));
 
   for v_key in
     select u.key_hash from doorkey.key_usage as u join public.openrouter_user_keys as k on k.key_hash = u.key_hash
@@ -6750,11 +6794,11 @@ end
 $function$;
 
 revoke all
-  on function "doorkey"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamp with time zone, text)
+  on function "doorkey"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[], text[], timestamp with time zone, text)
   from public;
 
 grant execute
-  on function "doorkey"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], bigint[], text[], timestamp with time zone, text)
+  on function "doorkey"."record_usage"(bigint, integer, integer, text, boolean, text[], numeric[], numeric[], numeric[], numeric[], text[], timestamp with time zone, text)
   to "service_role";
 
 -- doorkey.redrive_provisioning
@@ -8000,22 +8044,23 @@ create or replace function doorkey.split_usage (
 declare
   v_today constant date := (p_read_at at time zone 'utc')::date;
   v_before constant date := (p_since at time zone 'utc')::date;
-  v_earlier numeric := 0;
+  v_left numeric := p_to_micros - p_from_micros;
+  v_earlier numeric := v_left;
+  v_part numeric;
 begin
   if v_before < v_today then
-    v_earlier := case when p_daily_micros is null then greatest(-doorkey.day_difference(p_key_hash, v_before), 0)
-                      else p_to_micros - p_daily_micros - p_from_micros end;
-    v_earlier := greatest(least(v_earlier, p_to_micros - p_from_micros), 0);
+    if p_daily_micros is not null then
+      v_earlier := greatest(least(p_to_micros - p_daily_micros - p_from_micros, v_left), 0);
+    end if;
+    for v_days in 1 .. v_today - v_before loop
+      v_part := case when v_days = v_today - v_before and p_daily_micros is not null then v_earlier
+                     else least(greatest(-doorkey.day_difference(p_key_hash, v_before + v_days - 1), 0), v_earlier) end;
+      perform doorkey.add_usage(p_key_hash, v_before + v_days - 1, v_part, 0);
+      v_earlier := v_earlier - v_part;
+      v_left := v_left - v_part;
+    end loop;
   end if;
-  insert into doorkey.key_usage_days as d (key_hash, day, reported_micros, byok_micros)
-  select p_key_hash, part.day, part.reported, part.byok
-    from (values (v_before, v_earlier, 0::numeric),
-                 (v_today, p_to_micros - p_from_micros - v_earlier, p_byok_micros)) as part (day, reported, byok)
-   where part.reported > 0 or part.byok > 0
-   order by part.day
-  on conflict (key_hash, day) do update
-     set reported_micros = d.reported_micros + excluded.reported_micros,
-         byok_micros = d.byok_micros + excluded.byok_micros;
+  perform doorkey.add_usage(p_key_hash, v_today, v_left, p_byok_micros);
 end
 $function$;
 
