@@ -61,6 +61,9 @@ create index if not exists credit_holds_expiring on doorkey.credit_holds (expire
 -- "What do its open ones keep? What expired lately?"
 create index if not exists credit_holds_key on doorkey.credit_holds (key_hash, state, closed_at);
 create index if not exists credit_holds_settled on doorkey.credit_holds (settled_at, key_hash) where state = 'settled';
+-- "What did this key's receipts of a day come to?" One user may have millions.
+create index if not exists credit_holds_settled_of_key on doorkey.credit_holds (key_hash, settled_at)
+  include (cost_micros) where state = 'settled';
 alter table doorkey.credit_holds enable row level security;
 revoke all on table doorkey.credit_holds from public, anon, authenticated, service_role;
 

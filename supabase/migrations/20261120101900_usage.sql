@@ -111,10 +111,6 @@ language sql immutable security definer set search_path = ''
 as $$ select 0.001; $$;
 revoke all on function doorkey.usage_tolerance() from public, anon, authenticated, service_role;
 
--- "What did this key's receipts of a day come to?" One user may have millions.
-create index if not exists credit_holds_settled_of_key on doorkey.credit_holds (key_hash, settled_at)
-  include (cost_micros) where state = 'settled';
-
 -- What calls whose receipts may still come can have cost, by what was reserved for them.
 create or replace function doorkey.cost_in_flight(p_key_hash text, p_markup numeric) returns numeric
 language sql stable security definer set search_path = ''
