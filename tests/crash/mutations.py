@@ -160,7 +160,7 @@ MUTATIONS = (
     Mutation(
         "half the ledger counts",
         ("limited and switched as said",),
-        (InSql("doorkey.key_limit", "select a.available_micros + a.held", "select a.available_micros / 2 + a.held"),),
+        (InSql("doorkey.key_limit", "least(a.available_micros + a.held", "least(a.available_micros / 2 + a.held"),),
     ),
     Mutation("nobody goes on to their own door", ("people are served meanwhile",), in_python=_no_own_doors),
     Mutation(
