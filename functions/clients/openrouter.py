@@ -235,7 +235,7 @@ class OpenRouter:
                 day = date.fromisoformat(item["date"][:10])
                 spent[day] = spent.get(day, Decimal(0)) + _exact_micros(item["usage"])
         except (KeyError, TypeError, ValueError, ArithmeticError):
-            raise OpenRouterAnswerLost("GET activity: 200, but no activity") from None
+            raise OpenRouterAnswerInvalid("GET activity: 200, but no activity") from None
         return spent
 
     async def delete_key(self, key_hash: str) -> None:

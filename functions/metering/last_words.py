@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from functions.clients.openrouter import ACTIVITY_DAYS, OpenRouter
+from functions.clients.openrouter import ACTIVITY_DAYS, KeyNotFound, OpenRouter, OpenRouterRefused
 from functions.clients.supabase import Supabase
 from functions.kit.clock import Clock, system_clock
 from functions.metering import pages, store
@@ -42,7 +42,12 @@ async def hear_last_words(
     for key_hash in await store.list_last_words(database, key_rows=MAX_KEYS):
         if not is_time_left():
             break
-        spent = await openrouter.read_activity(key_hash)
+        try:
+            spent = await openrouter.read_activity(key_hash)
+        except (KeyNotFound, OpenRouterRefused):
+            # It has nothing to tell of this one. Asked for ever, it would keep the others waiting.
+            counts["last_words_refused"] += 1
+            spent = {}
         moved = await store.record_last_word(
             database,
             key_hash,
