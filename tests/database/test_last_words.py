@@ -108,6 +108,9 @@ async def test_less_than_is_known_takes_nothing_back(gone: Gone, said: int) -> N
     await gone.a_day_passes()
     assert await gone.hear(said) == 0
     assert await gone.balance() == WELCOME - 300
+    # Nor by what a later look finds.
+    known = "select reported_micros from doorkey.key_usage where key_hash = %s"
+    assert await gone.database.value(known, (gone.key,)) == 300
 
 
 async def test_days_before_those_that_were_asked_about_are_left_alone(gone: Gone) -> None:
