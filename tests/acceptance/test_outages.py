@@ -102,6 +102,7 @@ QUARTERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.timeout(300)  # sixty sweeps
 async def test_openrouter_away_for_an_hour_costs_nobody_their_key(
     stack: Stack, http: httpx.AsyncClient, crowd: list[Scene]
 ) -> None:

@@ -175,7 +175,7 @@ MUTATIONS = (
     ),
     Mutation(
         "receipts are charged a second time, as unseen",
-        ("only what nobody waits for is charged unseen",),
+        ("only what nobody waits for is charged unseen", "what is charged twice is given back"),
         (
             Piece(
                 "judge_usage",
@@ -186,7 +186,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what was charged unseen is charged unseen again",
-        ("only what nobody waits for is charged unseen",),
+        ("only what nobody waits for is charged unseen", "what is charged twice is given back"),
         (
             Piece(
                 "judge_usage",
@@ -249,7 +249,7 @@ MUTATIONS = (
     ),
     Mutation(
         "whoever was taken over is forgotten when a key is looked at",
-        ("no key can spend what has left",),
+        ("no key can spend what has left", REPEATED),
         (Piece("recheck_key", "set is_doubtful = true", "set is_doubtful = true, confirm_at = now()"),),
     ),
     Mutation(

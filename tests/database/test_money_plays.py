@@ -7,6 +7,7 @@ And each rule is there for something: a function is broken in a database of its 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -21,8 +22,9 @@ from tests.support.money_rules import RuleBroken
 
 PLAYS = 30
 STEPS = 30
-# A mutation is found within these, or it isn't found.
+# A mutation is found within these, begun so often with another seed, or it isn't found.
 MUTATED_PLAYS = 60
+SEEDS = 3
 
 QUIET = settings(
     deadline=None,
@@ -66,12 +68,16 @@ async def test_whatever_happens_the_money_adds_up_after_every_step(
     assert len(play.steps) > plays
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 async def test_a_play_finds_a_fault(database: Database, mutation: Mutation) -> None:
     play = await prepare(database)
     await mutation.apply(database)
     quick = settings(QUIET, max_examples=MUTATED_PLAYS, phases=[Phase.generate])
-    # What is found may come from a race, and not come again: that is no fault of the play.
-    with pytest.raises((RuleBroken, HypothesisException, psycopg.Error, ExceptionGroup)):
-        await asyncio.to_thread(seed(1)(run_state_machine_as_test), play, settings=quick)
-    assert set(play.broken) & set(mutation.caught_by), play.broken
+    for number in range(1, SEEDS + 1):
+        # What is found may come from a race, and not come again: that is no fault of the play.
+        with suppress(RuleBroken, HypothesisException, psycopg.Error, ExceptionGroup):
+            await asyncio.to_thread(seed(number)(run_state_machine_as_test), play, settings=quick)
+        if set(play.broken) & set(mutation.caught_by):
+            return
+    pytest.fail(f"only {set(play.broken)} broke")

@@ -117,7 +117,7 @@ def test_what_the_stand_in_leaves_out_is_known_by_name(template: dict[str, Any])
         "HttpApiRouteAnyWebhooksSupabase", "HttpApiIntegrationAdmin", "HttpApiRouteAnyV1AdminPathVar",
         "AdminLambdaPermissionHttpApi", "WebhookLambdaPermissionHttpApi", "ApiLambdaPermissionHttpApi",
         "SweepLateAlarm", "QueueLateAlarm", "DeadRowsAlarm", "QueueHeldAlarm", "KeyRejectedAlarm", "StraysAlarm",
-        "HourlyBrakeAlarm", "ServerErrorsAlarm", "DriftAlarm",
+        "HourlyBrakeAlarm", "ServerErrorsAlarm", "DriftAlarm", "UsageLateAlarm",
     }  # fmt: skip
 
 
