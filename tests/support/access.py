@@ -73,9 +73,10 @@ class Wire(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         status = None
-        if "/rest/v1/rpc/" not in request.url.path:
-            # Only the Data API is ever slow here: Auth's keys are waited for, however busy the machine is.
-            request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), 30.0)
+        # What is slow here answers late, and can be reached; and that is the Data API alone. So a connection is waited
+        # for, and so are Auth's keys, however busy the machine is.
+        patient = ("connect", "pool") if "/rest/v1/rpc/" in request.url.path else ("connect", "pool", "read", "write")
+        request.extensions["timeout"] |= dict.fromkeys(patient, 30.0)
         try:
             answer = await self._inner.handle_async_request(request)
             status = answer.status_code
