@@ -29,7 +29,8 @@ from tests.support.scenes import Between, Scene, named
 
 USERS = 16
 MINUTES = 60
-TIMEOUT_SECONDS = 1
+# How long an answer is waited for where none comes; elsewhere as long as by default, because a busy machine is slow.
+HASTY_SECONDS = 1.0
 # By then every key that was left is old enough to be collected.
 LATER_SECONDS = 7_200
 # Longer than a finish is asked for again.
@@ -39,9 +40,7 @@ FROZEN_SECONDS = 4.0
 @pytest.fixture(scope="module")
 async def stack() -> AsyncIterator[Stack]:
     """A stack of its own, without a schedule and without hints: what happens, the test does."""
-    options = StackOptions(
-        sweep_seconds=0, forgets=True, functions_environment={"DOORKEY_OUTSIDE_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS)}
-    )
+    options = StackOptions(sweep_seconds=0, forgets=True)
     async with running_stack(options) as running:
         async with await psycopg.AsyncConnection.connect(running.superuser_url, autocommit=True) as database:
             await database.execute("update doorkey.settings set webhook_url = null, max_keys_per_hour = null")
@@ -64,8 +63,10 @@ async def arrive(stack: Stack, http: httpx.AsyncClient) -> Scene:
     return scene
 
 
-async def run_sweep(stack: Stack, transport: Between | None = None, later_seconds: int = 0) -> dict[str, Any]:
-    settings = Settings.from_environment(stack.functions_environment)
+async def run_sweep(
+    stack: Stack, transport: Between | None = None, later_seconds: int = 0, **environment: str
+) -> dict[str, Any]:
+    settings = Settings.from_environment({**stack.functions_environment, **environment})
     clients = build_clients(settings, transport=transport)
     async with clients.http:
         handle = sweep.build(settings, clients, clock=lambda: time.time() + later_seconds)
@@ -158,7 +159,7 @@ async def test_the_gateway_failing_for_some_minutes_loses_nothing(
     # Whoever was claimed meanwhile holds a lease that nobody keeps.
     await pass_time(crowd[0], 3_600)
     line = await run_sweep(stack)
-    assert line["is_everything_done"] is True
+    assert line.get("is_everything_done") is True, line
     assert line["dead"] == 0
     await run_sweep(stack, later_seconds=LATER_SECONDS)
     await assert_all_well(crowd)
@@ -179,7 +180,8 @@ async def test_the_database_standing_still_in_the_middle_loses_nothing(
     reached.clear()
     server = stack.supervisor.pid("postgres")
     family = [server, *children(server)]
-    working = asyncio.create_task(run_sweep(stack, Between(before=before)))
+    hasty = run_sweep(stack, Between(before=before), DOORKEY_OUTSIDE_TIMEOUT_SECONDS=str(HASTY_SECONDS))
+    working = asyncio.create_task(hasty)
     await reached.wait()
     with frozen(family):
         await asyncio.sleep(FROZEN_SECONDS)
