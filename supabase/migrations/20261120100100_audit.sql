@@ -53,3 +53,59 @@ end
 $$;
 revoke all on function doorkey.note_trouble(text, uuid, text, text)
   from public, anon, authenticated, service_role;
+
+-- Whoever edits a row that operators keep, in whichever way, leaves a note of who, what, before and after. The trigger
+-- says what such a row is called; one that says when it was changed last goes on saying so.
+create or replace function doorkey.note_edit() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_before constant jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) - 'updated_at' end;
+  v_after constant jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) - 'updated_at' end;
+begin
+  if v_before is distinct from v_after then
+    perform doorkey.write_audit(
+      session_user::text,
+      tg_argv[0] || '.' || case tg_op when 'INSERT' then 'added' when 'UPDATE' then 'edited' else 'removed' end,
+      null, null, jsonb_build_object('before', v_before, 'after', v_after));
+    if tg_op = 'UPDATE' then
+      new := jsonb_populate_record(new, jsonb_build_object('updated_at', now()));
+    end if;
+  end if;
+  return case when tg_op = 'DELETE' then old else new end;
+end
+$$;
+revoke all on function doorkey.note_edit() from public, anon, authenticated, service_role;
+
+-- The same of settings, of which only those are noted that changed: of secrets a fingerprint, and of what doorkey itself
+-- writes there, some of it every minute, nothing.
+create or replace function doorkey.note_settings() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+declare
+  v_before constant jsonb := case when tg_op = 'INSERT' then '{}' else to_jsonb(old) end;
+  v_after constant jsonb := case when tg_op = 'DELETE' then '{}' else to_jsonb(new) end;
+  v_detail jsonb;
+  c_own constant text[] := array[
+    'only_row', 'owns_profiles', 'held_reason', 'held_until', 'outage_failures', 'sweep_cursor', 'heal_cursor',
+    'last_sweep_at', 'promise_cursor'];
+  c_secret constant text[] := array['webhook_secret', 'person_salt'];
+begin
+  select jsonb_build_object('before', jsonb_object_agg(c.name, c.was), 'after', jsonb_object_agg(c.name, c.is)) into v_detail
+    from (
+      select n.name,
+             case when n.name = any (c_secret) then to_jsonb(left(doorkey.digest_secret(v_before ->> n.name), 16))
+                  else v_before -> n.name end as was,
+             case when n.name = any (c_secret) then to_jsonb(left(doorkey.digest_secret(v_after ->> n.name), 16))
+                  else v_after -> n.name end as is
+        from jsonb_object_keys(v_before || v_after) as n (name)
+       where n.name <> all (c_own) and v_before -> n.name is distinct from v_after -> n.name
+    ) as c
+  having count(*) > 0;
+  if found then
+    perform doorkey.write_audit(session_user::text, 'settings.edited', null, null, v_detail);
+  end if;
+  return null;
+end
+$$;
+revoke all on function doorkey.note_settings() from public, anon, authenticated, service_role;

@@ -65,31 +65,11 @@ values
   ('enterprise', 'Enterprise', 0, 30, 0, 0, null, 10000, true)
 on conflict (id) do nothing;
 
--- Whoever edits a plan, in whichever way, leaves a note of who, what, before and after.
-create or replace function doorkey.note_plan() returns trigger
-language plpgsql security definer set search_path = ''
-as $$
-declare
-  v_before constant jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) - 'updated_at' end;
-  v_after constant jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) - 'updated_at' end;
-begin
-  if v_before is distinct from v_after then
-    perform doorkey.write_audit(
-      session_user::text, 'plan.' || case tg_op when 'INSERT' then 'added' when 'UPDATE' then 'edited' else 'removed' end,
-      null, null, jsonb_build_object('before', v_before, 'after', v_after));
-    if tg_op = 'UPDATE' then
-      new.updated_at := now();
-    end if;
-  end if;
-  return case when tg_op = 'DELETE' then old else new end;
-end
-$$;
-revoke all on function doorkey.note_plan() from public, anon, authenticated, service_role;
 create or replace trigger note_plan before update on public.plans
-  for each row execute function doorkey.note_plan();
+  for each row execute function doorkey.note_edit('plan');
 -- After, because an insert that meets a plan that is there comes to nothing.
 create or replace trigger note_plan_row after insert or delete on public.plans
-  for each row execute function doorkey.note_plan();
+  for each row execute function doorkey.note_edit('plan');
 
 do $$
 begin

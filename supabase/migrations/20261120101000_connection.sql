@@ -13,6 +13,10 @@ language sql immutable set search_path = ''
 as $$ select encode(sha256(convert_to(p_secret, 'UTF8')), 'hex'); $$;
 revoke all on function doorkey.digest_secret(text) from public, anon, authenticated, service_role;
 
+-- Here, because from here on there are fingerprints.
+create or replace trigger note_settings after insert or update or delete on doorkey.settings
+  for each row execute function doorkey.note_settings();
+
 create or replace function doorkey.check_proof(p_proof text) returns void
 language plpgsql stable security definer set search_path = ''
 as $$

@@ -70,6 +70,18 @@ select unnest(array[
   'trashmail.com', 'yopmail.com'])
 on conflict (domain) do nothing;
 
+-- Edits are noted as of plans. A claim that counts what it takes of an offer is none.
+create or replace trigger note_offer before update on doorkey.welcome_offers
+  for each row
+  when (new.granted <> old.granted + 1 or to_jsonb(new) - 'granted' <> to_jsonb(old) - 'granted')
+  execute function doorkey.note_edit('offer');
+create or replace trigger note_offer_row after insert or delete on doorkey.welcome_offers
+  for each row execute function doorkey.note_edit('offer');
+create or replace trigger note_arm after insert or update or delete on doorkey.welcome_arms
+  for each row execute function doorkey.note_edit('arm');
+create or replace trigger note_domain after insert or update or delete on doorkey.disposable_domains
+  for each row execute function doorkey.note_edit('disposable_domain');
+
 -- How each user was welcomed since any of this was on. Outlives the user, as money does.
 create table if not exists doorkey.welcomes (
   user_id uuid primary key,
@@ -613,6 +625,8 @@ language plpgsql security definer set search_path = ''
 as $$
 declare
   v_review text;
+  v_before public.credit_accounts;
+  v_after public.credit_accounts;
   v_given bigint;
 begin
   v_review := doorkey.lock_welcome(p_user_id);
@@ -621,10 +635,14 @@ begin
   elsif v_review <> 'held' then
     raise sqlstate 'PT409' using message = 'review_over', hint = format('This welcome is not held: %s.', v_review);
   end if;
+  v_before := doorkey.lock_account(p_user_id);
   v_given := doorkey.give_held(p_user_id, p_actor, p_request_id);
   update doorkey.welcomes as w set review = 'released', reviewed_at = now() where w.user_id = p_user_id;
-  perform doorkey.write_audit(p_actor, 'welcome.released', p_user_id, p_request_id,
-    jsonb_build_object('given_micros', v_given));
+  v_after := doorkey.lock_account(p_user_id);
+  perform doorkey.write_audit(p_actor, 'welcome.released', p_user_id, p_request_id, jsonb_build_object(
+    'before', v_review, 'after', 'released', 'given_micros', v_given,
+    'available_before_micros', v_before.available_micros, 'available_after_micros', v_after.available_micros,
+    'debt_before_micros', v_before.debt_micros, 'debt_after_micros', v_after.debt_micros));
   return v_given;
 end
 $$;
@@ -663,6 +681,9 @@ language plpgsql security definer set search_path = ''
 as $$
 declare
   v_review text;
+  v_ended text;
+  v_before public.credit_accounts;
+  v_after public.credit_accounts;
   v_given record;
   v_id bigint;
   v_taken bigint := 0;
@@ -674,6 +695,8 @@ begin
   if v_review in ('refused', 'clawed_back') then
     return 0;
   end if;
+  v_ended := case v_review when 'held' then 'refused' else 'clawed_back' end;
+  v_before := doorkey.lock_account(p_user_id);
   delete from doorkey.promised_credits as p where p.about_user_id = p_user_id or p.user_id = p_user_id;
   -- As `reverse_transaction` does it, and known to it: a grant is taken back once, and without what has left its lot.
   for v_given in
@@ -692,11 +715,12 @@ begin
     update doorkey.credit_takings as g set reverses_transaction_id = v_given.id where g.transaction_id = v_id;
     v_taken := v_taken + v_given.amount_micros;
   end loop;
-  update doorkey.welcomes as w
-     set review = case v_review when 'held' then 'refused' else 'clawed_back' end, reviewed_at = now()
-   where w.user_id = p_user_id;
-  perform doorkey.write_audit(p_actor, 'welcome.clawed_back', p_user_id, p_request_id,
-    jsonb_build_object('before', v_review, 'taken_micros', v_taken, 'reason', p_reason));
+  update doorkey.welcomes as w set review = v_ended, reviewed_at = now() where w.user_id = p_user_id;
+  v_after := doorkey.lock_account(p_user_id);
+  perform doorkey.write_audit(p_actor, 'welcome.clawed_back', p_user_id, p_request_id, jsonb_build_object(
+    'before', v_review, 'after', v_ended, 'taken_micros', v_taken, 'reason', p_reason,
+    'available_before_micros', v_before.available_micros, 'available_after_micros', v_after.available_micros,
+    'debt_before_micros', v_before.debt_micros, 'debt_after_micros', v_after.debt_micros));
   return v_taken;
 end
 $$;
