@@ -304,12 +304,12 @@ alter table "public"."plans"
 create trigger note_plan_row
   after insert or delete on public.plans
   for each row
-  execute function doorkey.note_plan();
+  execute function doorkey.note_edit('plan');
 
 create trigger note_plan
   before update on public.plans
   for each row
-  execute function doorkey.note_plan();
+  execute function doorkey.note_edit('plan');
 
 create policy "Anyone may read active plans" on "public"."plans"
   for select
@@ -540,6 +540,11 @@ create table "doorkey"."disposable_domains" (
 
 alter table "doorkey"."disposable_domains"
   enable row level security;
+
+create trigger note_domain
+  after insert or delete or update on doorkey.disposable_domains
+  for each row
+  execute function doorkey.note_edit('disposable_domain');
 
 -- doorkey.key_requests
 
@@ -854,6 +859,11 @@ alter table "doorkey"."settings"
 
 create index settings_default_plan on doorkey.settings using btree (default_plan_id);
 
+create trigger note_settings
+  after insert or delete or update on doorkey.settings
+  for each row
+  execute function doorkey.note_settings();
+
 -- doorkey.signup_ranges
 
 create table "doorkey"."signup_ranges" (
@@ -966,6 +976,11 @@ create table "doorkey"."welcome_arms" (
 alter table "doorkey"."welcome_arms"
   enable row level security;
 
+create trigger note_arm
+  after insert or delete or update on doorkey.welcome_arms
+  for each row
+  execute function doorkey.note_edit('arm');
+
 -- doorkey.welcome_offers
 
 create table "doorkey"."welcome_offers" (
@@ -987,6 +1002,17 @@ create table "doorkey"."welcome_offers" (
 
 alter table "doorkey"."welcome_offers"
   enable row level security;
+
+create trigger note_offer_row
+  after insert or delete on doorkey.welcome_offers
+  for each row
+  execute function doorkey.note_edit('offer');
+
+create trigger note_offer
+  before update on doorkey.welcome_offers
+  for each row
+  when (((new.granted <> (old.granted + 1)) OR ((to_jsonb(new.*) - 'granted'::text) <> (to_jsonb(old.*) - 'granted'::text))))
+  execute function doorkey.note_edit('offer');
 
 -- doorkey.welcomes
 
@@ -3306,6 +3332,9 @@ create or replace function doorkey.claw_back_welcome (
   AS $function$
 declare
   v_review text;
+  v_ended text;
+  v_before public.credit_accounts;
+  v_after public.credit_accounts;
   v_given record;
   v_id bigint;
   v_taken bigint := 0;
@@ -3317,6 +3346,8 @@ begin
   if v_review in ('refused', 'clawed_back') then
     return 0;
   end if;
+  v_ended := case v_review when 'held' then 'refused' else 'clawed_back' end;
+  v_before := doorkey.lock_account(p_user_id);
   delete from doorkey.promised_credits as p where p.about_user_id = p_user_id or p.user_id = p_user_id;
   -- As `reverse_transaction` does it, and known to it: a grant is taken back once, and without what has left its lot.
   for v_given in
@@ -3335,11 +3366,12 @@ begin
     update doorkey.credit_takings as g set reverses_transaction_id = v_given.id where g.transaction_id = v_id;
     v_taken := v_taken + v_given.amount_micros;
   end loop;
-  update doorkey.welcomes as w
-     set review = case v_review when 'held' then 'refused' else 'clawed_back' end, reviewed_at = now()
-   where w.user_id = p_user_id;
-  perform doorkey.write_audit(p_actor, 'welcome.clawed_back', p_user_id, p_request_id,
-    jsonb_build_object('before', v_review, 'taken_micros', v_taken, 'reason', p_reason));
+  update doorkey.welcomes as w set review = v_ended, reviewed_at = now() where w.user_id = p_user_id;
+  v_after := doorkey.lock_account(p_user_id);
+  perform doorkey.write_audit(p_actor, 'welcome.clawed_back', p_user_id, p_request_id, jsonb_build_object(
+    'before', v_review, 'after', v_ended, 'taken_micros', v_taken, 'reason', p_reason,
+    'available_before_micros', v_before.available_micros, 'available_after_micros', v_after.available_micros,
+    'debt_before_micros', v_before.debt_micros, 'debt_after_micros', v_after.debt_micros));
   return v_taken;
 end
 $function$;
@@ -5617,9 +5649,9 @@ $function$;
 
 revoke all on function "doorkey"."normalise_mail"(text) from public;
 
--- doorkey.note_plan
+-- doorkey.note_edit
 
-create or replace function doorkey.note_plan()
+create or replace function doorkey.note_edit()
   returns trigger
   language plpgsql
   security definer
@@ -5631,17 +5663,55 @@ declare
 begin
   if v_before is distinct from v_after then
     perform doorkey.write_audit(
-      session_user::text, 'plan.' || case tg_op when 'INSERT' then 'added' when 'UPDATE' then 'edited' else 'removed' end,
+      session_user::text,
+      tg_argv[0] || '.' || case tg_op when 'INSERT' then 'added' when 'UPDATE' then 'edited' else 'removed' end,
       null, null, jsonb_build_object('before', v_before, 'after', v_after));
     if tg_op = 'UPDATE' then
-      new.updated_at := now();
+      new := jsonb_populate_record(new, jsonb_build_object('updated_at', now()));
     end if;
   end if;
   return case when tg_op = 'DELETE' then old else new end;
 end
 $function$;
 
-revoke all on function "doorkey"."note_plan"() from public;
+revoke all on function "doorkey"."note_edit"() from public;
+
+-- doorkey.note_settings
+
+create or replace function doorkey.note_settings()
+  returns trigger
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_before constant jsonb := case when tg_op = 'INSERT' then '{}' else to_jsonb(old) end;
+  v_after constant jsonb := case when tg_op = 'DELETE' then '{}' else to_jsonb(new) end;
+  v_detail jsonb;
+  c_own constant text[] := array[
+    'only_row', 'owns_profiles', 'held_reason', 'held_until', 'outage_failures', 'sweep_cursor', 'heal_cursor',
+    'last_sweep_at', 'promise_cursor'];
+  c_secret constant text[] := array['webhook_secret', 'person_salt'];
+begin
+  select jsonb_build_object('before', jsonb_object_agg(c.name, c.was), 'after', jsonb_object_agg(c.name, c.is)) into v_detail
+    from (
+      select n.name,
+             case when n.name = any (c_secret) then to_jsonb(left(doorkey.digest_secret(v_before ->> n.name), 16))
+                  else v_before -> n.name end as was,
+             case when n.name = any (c_secret) then to_jsonb(left(doorkey.digest_secret(v_after ->> n.name), 16))
+                  else v_after -> n.name end as is
+        from jsonb_object_keys(v_before || v_after) as n (name)
+       where n.name <> all (c_own) and v_before -> n.name is distinct from v_after -> n.name
+    ) as c
+  having count(*) > 0;
+  if found then
+    perform doorkey.write_audit(session_user::text, 'settings.edited', null, null, v_detail);
+  end if;
+  return null;
+end
+$function$;
+
+revoke all on function "doorkey"."note_settings"() from public;
 
 -- doorkey.note_trouble
 
@@ -6925,6 +6995,8 @@ create or replace function doorkey.release_welcome (
   AS $function$
 declare
   v_review text;
+  v_before public.credit_accounts;
+  v_after public.credit_accounts;
   v_given bigint;
 begin
   v_review := doorkey.lock_welcome(p_user_id);
@@ -6933,10 +7005,14 @@ begin
   elsif v_review <> 'held' then
     raise sqlstate 'PT409' using message = 'review_over', hint = format('This welcome is not held: %s.', v_review);
   end if;
+  v_before := doorkey.lock_account(p_user_id);
   v_given := doorkey.give_held(p_user_id, p_actor, p_request_id);
   update doorkey.welcomes as w set review = 'released', reviewed_at = now() where w.user_id = p_user_id;
-  perform doorkey.write_audit(p_actor, 'welcome.released', p_user_id, p_request_id,
-    jsonb_build_object('given_micros', v_given));
+  v_after := doorkey.lock_account(p_user_id);
+  perform doorkey.write_audit(p_actor, 'welcome.released', p_user_id, p_request_id, jsonb_build_object(
+    'before', v_review, 'after', 'released', 'given_micros', v_given,
+    'available_before_micros', v_before.available_micros, 'available_after_micros', v_after.available_micros,
+    'debt_before_micros', v_before.debt_micros, 'debt_after_micros', v_after.debt_micros));
   return v_given;
 end
 $function$;
