@@ -13,7 +13,7 @@ from tests.support.databases import Database, Row
 from tests.support.doors import Doors
 
 # A row, what it is called, and an edit of it.
-ROWS = {
+ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "welcome_offers": ("offer", {"code": "launch26", "amount_micros": 100}, {"amount_micros": 200}),
     "welcome_arms": ("arm", {"experiment": "size", "arm": "a", "amount_micros": 100}, {"weight": 7}),
     "disposable_domains": ("disposable_domain", {"domain": "burner.example"}, {"domain": "burned.example"}),
