@@ -219,13 +219,12 @@ create table "public"."openrouter_user_keys" (
 alter table "public"."openrouter_user_keys"
   enable row level security;
 
-create unique index openrouter_user_keys_one_live on public.openrouter_user_keys using btree (user_id)
-  where ((status <> 'deleted'::text) AND (retires_at is null));
-
-create unique index openrouter_user_keys_one_retiring on public.openrouter_user_keys using btree (user_id)
-  where ((status <> 'deleted'::text) AND (retires_at is not null));
-
-create index openrouter_user_keys_user on public.openrouter_user_keys using btree (user_id);
+create unique index openrouter_user_keys_one_each on public.openrouter_user_keys using btree (user_id, (
+CASE
+    when (status = 'deleted'::text) THEN key_hash
+    when (retires_at is null) THEN 'in use'::text
+    ELSE 'retiring'::text
+end));
 
 create policy "Users may read their own keys" on "public"."openrouter_user_keys"
   for select
@@ -490,10 +489,7 @@ alter table "doorkey"."credit_lots"
 create index credit_lots_expiring on doorkey.credit_lots using btree (expires_at)
   where (remaining_micros > 0);
 
-create index credit_lots_spendable on doorkey.credit_lots using btree (user_id, priority, expires_at, id)
-  where (remaining_micros > 0);
-
-create index credit_lots_user on doorkey.credit_lots using btree (user_id);
+create index credit_lots_user on doorkey.credit_lots using btree (user_id, ((remaining_micros > 0)), priority, expires_at, id);
 
 -- doorkey.credit_takings
 
@@ -795,8 +791,6 @@ create table "doorkey"."sealed_secrets" (
 
 alter table "doorkey"."sealed_secrets"
   enable row level security;
-
-create index sealed_secrets_sealing_key on doorkey.sealed_secrets using btree (split_part(sealed_secret, '.'::text, 2), key_hash);
 
 -- doorkey.settings
 
@@ -1711,7 +1705,6 @@ grant execute on function "public"."list_reviews"(integer) to "service_role";
 -- public.list_sealed_secrets
 
 create or replace function public.list_sealed_secrets (
-  sealing_key_id text,
   after_key_hash text,
   listed_rows    integer
 )
@@ -1723,11 +1716,11 @@ create or replace function public.list_sealed_secrets (
   language sql
   stable
   set search_path to ''
-  AS $function$ select * from doorkey.list_sealed_secrets($1, $2, $3); $function$;
+  AS $function$ select * from doorkey.list_sealed_secrets($1, $2); $function$;
 
-revoke all on function "public"."list_sealed_secrets"(text, text, integer) from public;
+revoke all on function "public"."list_sealed_secrets"(text, integer) from public;
 
-grant execute on function "public"."list_sealed_secrets"(text, text, integer) to "service_role";
+grant execute on function "public"."list_sealed_secrets"(text, integer) to "service_role";
 
 -- public.list_transactions
 
@@ -5094,9 +5087,8 @@ grant execute on function "doorkey"."list_reviews"(integer) to "service_role";
 -- doorkey.list_sealed_secrets
 
 create or replace function doorkey.list_sealed_secrets (
-  p_sealing_key_id text,
-  p_after          text,
-  p_rows           integer
+  p_after text,
+  p_rows  integer
 )
   returns table (
     key_hash      text,
@@ -5115,16 +5107,16 @@ begin
   return query
     select page.key_hash, k.user_id, page.sealed_secret
       from (select s.key_hash, s.sealed_secret from doorkey.sealed_secrets as s
-             where s.key_hash > coalesce(p_after, '') and split_part(s.sealed_secret, '.', 2) = p_sealing_key_id
+             where s.key_hash > coalesce(p_after, '')
              order by s.key_hash limit p_rows) as page
       join public.openrouter_user_keys as k on k.key_hash = page.key_hash
      order by page.key_hash;
 end
 $function$;
 
-revoke all on function "doorkey"."list_sealed_secrets"(text, text, integer) from public;
+revoke all on function "doorkey"."list_sealed_secrets"(text, integer) from public;
 
-grant execute on function "doorkey"."list_sealed_secrets"(text, text, integer) to "service_role";
+grant execute on function "doorkey"."list_sealed_secrets"(text, integer) to "service_role";
 
 -- doorkey.lock_account
 
@@ -5851,9 +5843,12 @@ declare
   v_settings record;
   v_state text;
   v_object text;
+  v_id text;
+  v_timestamp text;
+  v_body jsonb;
 begin
   -- All at once, as it nearly always goes, and from the row at hand: each function called, each statement and each
-  -- handler costs every signup more. A test holds this to say what first_state and fill_profile say.
+  -- handler costs every signup more. Tests hold this to say what first_state, fill_profile and ring say.
   begin
     select s.installed_at, s.provision_on, s.provision_anonymous, s.owns_profiles, s.webhook_url, s.webhook_secret,
            -- For these there is check_deferred_constraints; most have none.
@@ -5872,18 +5867,32 @@ begin
       insert into doorkey.provisioning (user_id, state) values (new.id, v_state::doorkey.provisioning_state);
     end if;
     if v_settings.owns_profiles then
+      -- Not `on conflict`, which marks each row a second time: looking first costs less, and who comes between is for the
+      -- parts below.
       insert into public.profiles (id, email, full_name, openrouter_provisioning_status)
-      values (new.id, new.email,
-              left(coalesce(new.raw_user_meta_data ->> 'full_name', new.raw_user_meta_data ->> 'name'), 500), 'pending')
-      on conflict (id) do nothing;
+      select new.id, new.email,
+             left(coalesce(new.raw_user_meta_data ->> 'full_name', new.raw_user_meta_data ->> 'name'), 500), 'pending'
+       where not exists (select from public.profiles as p where p.id = new.id);
       if v_settings.has_deferrable then
         perform doorkey.check_deferred_constraints();
       end if;
     else
       perform doorkey.fill_profile(new.id);
     end if;
-    if v_state = 'due' then
-      perform doorkey.ring_at(new.id, tg_op, v_settings.webhook_url, v_settings.webhook_secret);
+    if v_state = 'due' and v_settings.webhook_url is not null and v_settings.webhook_secret is not null then
+      v_id := 'msg_' || gen_random_uuid();
+      v_timestamp := floor(extract(epoch from clock_timestamp()))::bigint;
+      v_body := jsonb_build_object('type', tg_op, 'table', 'users', 'schema', 'auth',
+                                   'record', jsonb_build_object('id', new.id), 'old_record', null);
+      perform net.http_post(
+        url := v_settings.webhook_url,
+        body := v_body,
+        headers := jsonb_build_object(
+          'Content-Type', 'application/json',
+          'webhook-id', v_id,
+          'webhook-timestamp', v_timestamp,
+          'webhook-signature', doorkey.sign_webhook(v_settings.webhook_secret, v_id, v_timestamp, v_body::text)),
+        timeout_milliseconds := 1000);
     end if;
     return null;
   exception when others or assert_failure or query_canceled then
@@ -7676,35 +7685,14 @@ create or replace function doorkey.ring (
   set search_path to ''
   AS $function$
 declare
-  v_settings doorkey.settings;
-begin
-  select * into v_settings from doorkey.settings;
-  perform doorkey.ring_at(p_user_id, p_event, v_settings.webhook_url, v_settings.webhook_secret);
-end
-$function$;
-
-revoke all on function "doorkey"."ring"(uuid, text) from public;
-
--- doorkey.ring_at
-
-create or replace function doorkey.ring_at (
-  p_user_id uuid,
-  p_event   text,
-  p_url     text,
-  p_secret  text
-)
-  returns void
-  language plpgsql
-  security definer
-  set search_path to ''
-  AS $function$
-declare
   v_id constant text := 'msg_' || gen_random_uuid();
   v_timestamp constant text := floor(extract(epoch from clock_timestamp()))::bigint;
   v_user constant jsonb := jsonb_build_object('id', p_user_id);
+  v_settings doorkey.settings;
   v_body jsonb;
 begin
-  if p_url is null or p_secret is null then
+  select * into v_settings from doorkey.settings;
+  if v_settings.webhook_url is null or v_settings.webhook_secret is null then
     return; -- not connected yet: the rows wait for the sweep
   end if;
   -- The shape of a Supabase database webhook, without the row: that one holds password hashes and tokens.
@@ -7713,18 +7701,18 @@ begin
     'record', case when p_event <> 'DELETE' then v_user end,
     'old_record', case when p_event = 'DELETE' then v_user end);
   perform net.http_post(
-    url := p_url,
+    url := v_settings.webhook_url,
     body := v_body,
     headers := jsonb_build_object(
       'Content-Type', 'application/json',
       'webhook-id', v_id,
       'webhook-timestamp', v_timestamp,
-      'webhook-signature', doorkey.sign_webhook(p_secret, v_id, v_timestamp, v_body::text)),
+      'webhook-signature', doorkey.sign_webhook(v_settings.webhook_secret, v_id, v_timestamp, v_body::text)),
     timeout_milliseconds := 1000);
 end
 $function$;
 
-revoke all on function "doorkey"."ring_at"(uuid, text, text, text) from public;
+revoke all on function "doorkey"."ring"(uuid, text) from public;
 
 -- doorkey.said_at_signup
 

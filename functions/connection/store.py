@@ -18,7 +18,7 @@ STORE_CONNECTION = Rpc(
     "store_doorkey_connection", ("webhook_url", "webhook_secret", "proof", "request_id"), "service_role"
 )
 COUNT_SEALED_SECRETS = Rpc("count_sealed_secrets", (), "service_role")
-LIST_SEALED_SECRETS = Rpc("list_sealed_secrets", ("sealing_key_id", "after_key_hash", "listed_rows"), "service_role")
+LIST_SEALED_SECRETS = Rpc("list_sealed_secrets", ("after_key_hash", "listed_rows"), "service_role")
 RESEAL_SECRETS = Rpc("reseal_secrets", ("key_hashes", "old_sealed", "new_sealed", "proof"), "service_role")
 
 # The words of a refusal: another secret signs by now.
@@ -63,6 +63,11 @@ class SealedSecret:
     user_id: UUID
     sealed: str
 
+    @property
+    def sealing_key_id(self) -> str:
+        """Which key has sealed it: it stands in the ciphertext, which the database holds to its form."""
+        return self.sealed.split(".")[1]
+
 
 async def get_connection(database: Supabase) -> Connection:
     """Where the database rings and what it signs with."""
@@ -95,13 +100,10 @@ async def count_sealed_secrets(database: Supabase) -> dict[str, int]:
 
 
 async def list_sealed_secrets(
-    database: Supabase, *, sealing_key_id: str, after_key_hash: str | None, rows: int
+    database: Supabase, *, after_key_hash: str | None, rows: int
 ) -> list[SealedSecret]:
-    """A page of what this key has sealed, in the order of the hashes."""
-    found = await database.call(
-        LIST_SEALED_SECRETS,
-        {"sealing_key_id": sealing_key_id, "after_key_hash": after_key_hash, "listed_rows": rows},
-    )
+    """A page of all of them, in the order of the hashes."""
+    found = await database.call(LIST_SEALED_SECRETS, {"after_key_hash": after_key_hash, "listed_rows": rows})
     return [SealedSecret(row["key_hash"], UUID(row["user_id"]), row["sealed_secret"]) for row in found]
 
 

@@ -49,36 +49,31 @@ async def reseal(
         database: where the rows are.
         keys: the one that seals first.
         proof: of the secret that signs at present.
-        progress: told how many rows were looked at since the last time.
+        progress: told how many rows of other keys were looked at since the last time.
     """
     outcome = Resealed()
     for _ in range(MAX_ROUNDS):
         outcome.broken.clear()
-        for key_id in await store.count_sealed_secrets(database):
-            if key_id != keys[0].key_id:
-                await _reseal_what(key_id, database, keys, outcome, proof, progress)
+        await _walk(database, keys, outcome, proof, progress)
         outcome.left = await count_others(database, keys[0].key_id)
         if outcome.left <= len(outcome.broken):
             break
     return outcome
 
 
-async def _reseal_what(
-    key_id: str,
-    database: Supabase,
-    keys: tuple[SealingKey, ...],
-    outcome: Resealed,
-    proof: str,
-    progress: Callable[[int], None],
+async def _walk(
+    database: Supabase, keys: tuple[SealingKey, ...], outcome: Resealed, proof: str, progress: Callable[[int], None]
 ) -> None:
+    """Looks at every sealed secret once, and seals anew what another key has sealed."""
     sealer = Sealer(keys)
     after: str | None = None
     for _ in range(MAX_PAGES):
-        page = await store.list_sealed_secrets(database, sealing_key_id=key_id, after_key_hash=after, rows=PAGE_ROWS)
+        page = await store.list_sealed_secrets(database, after_key_hash=after, rows=PAGE_ROWS)
         if not page:
             return
+        of_others = [row for row in page if row.sealing_key_id != keys[0].key_id]
         opened, sealed = [], []
-        for row in page:
+        for row in of_others:
             try:
                 secret = sealer.open(row.sealed, user_id=row.user_id, key_hash=row.key_hash)
             except SealBroken:
@@ -88,5 +83,5 @@ async def _reseal_what(
             sealed.append(sealer.seal(secret, user_id=row.user_id, key_hash=row.key_hash))
         if opened:
             outcome.resealed += await store.reseal_secrets(database, opened, sealed, proof=proof)
-        progress(len(page))
+        progress(len(of_others))
         after = page[-1].key_hash

@@ -132,11 +132,11 @@ create table if not exists doorkey.credit_lots (
   is_allowance boolean not null default false check (not is_allowance or expires_at is not null),
   created_at timestamptz not null default now()
 );
-create index if not exists credit_lots_spendable
-  on doorkey.credit_lots (user_id, priority, expires_at nulls last, id) where remaining_micros > 0;
+-- A user's lots, and of these the ones that have something left, in the order in which they are spent.
+create index if not exists credit_lots_user
+  on doorkey.credit_lots (user_id, (remaining_micros > 0), priority, expires_at nulls last, id);
 create index if not exists credit_lots_expiring
   on doorkey.credit_lots (expires_at) where remaining_micros > 0;
-create index if not exists credit_lots_user on doorkey.credit_lots (user_id);
 alter table doorkey.credit_lots enable row level security;
 revoke all on table doorkey.credit_lots from public, anon, authenticated, service_role;
 revoke all on sequence doorkey.credit_lots_id_seq from public, anon, authenticated, service_role;

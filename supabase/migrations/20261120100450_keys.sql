@@ -35,12 +35,11 @@ create table if not exists public.openrouter_user_keys (
   check ((status = 'deleted') = (deleted_at is not null))
 );
 comment on table public.openrouter_user_keys is 'The OpenRouter keys of each user, without their secrets.';
--- Two keys in use, or two that retire, cannot be stored for one user.
-create unique index if not exists openrouter_user_keys_one_live
-  on public.openrouter_user_keys (user_id) where status <> 'deleted' and retires_at is null;
-create unique index if not exists openrouter_user_keys_one_retiring
-  on public.openrouter_user_keys (user_id) where status <> 'deleted' and retires_at is not null;
-create index if not exists openrouter_user_keys_user on public.openrouter_user_keys (user_id);
+-- Two keys in use, or two that retire, cannot be stored for one user; deleted ones are as many as they are. One index and
+-- not one for each: each would cost every signup a random page more, which among many users is logged whole.
+create unique index if not exists openrouter_user_keys_one_each
+  on public.openrouter_user_keys (
+    user_id, (case when status = 'deleted' then key_hash when retires_at is null then 'in use' else 'retiring' end));
 alter table public.openrouter_user_keys enable row level security;
 revoke all on table public.openrouter_user_keys from public, anon, authenticated, service_role;
 grant select (key_hash, user_id, key_name, key_label, limit_micros, status, created_at, updated_at, retires_at, deleted_at)
@@ -65,8 +64,5 @@ create table if not exists doorkey.sealed_secrets (
   revealed_at timestamptz,
   created_at timestamptz not null default now()
 );
--- "What has this sealing key sealed?", for sealing it anew: the key's id stands in the sealed secret.
-create index if not exists sealed_secrets_sealing_key
-  on doorkey.sealed_secrets (split_part(sealed_secret, '.', 2), key_hash);
 alter table doorkey.sealed_secrets enable row level security;
 revoke all on table doorkey.sealed_secrets from public, anon, authenticated, service_role;

@@ -31,17 +31,18 @@ revoke all on function doorkey.sign_webhook(text, text, text, text) from public,
 
 -- Asks pg_net to tell the functions once this transaction has committed. A hint only: it may be lost, repeated
 -- or late. pg_net holds its whole batch, and so the host's own webhooks, until the slowest answer: hence one second.
--- Told where and signed with what, by whoever has read the settings already.
-create or replace function doorkey.ring_at(p_user_id uuid, p_event text, p_url text, p_secret text) returns void
+create or replace function doorkey.ring(p_user_id uuid, p_event text) returns void
 language plpgsql security definer set search_path = ''
 as $$
 declare
   v_id constant text := 'msg_' || gen_random_uuid();
   v_timestamp constant text := floor(extract(epoch from clock_timestamp()))::bigint;
   v_user constant jsonb := jsonb_build_object('id', p_user_id);
+  v_settings doorkey.settings;
   v_body jsonb;
 begin
-  if p_url is null or p_secret is null then
+  select * into v_settings from doorkey.settings;
+  if v_settings.webhook_url is null or v_settings.webhook_secret is null then
     return; -- not connected yet: the rows wait for the sweep
   end if;
   -- The shape of a Supabase database webhook, without the row: that one holds password hashes and tokens.
@@ -50,26 +51,14 @@ begin
     'record', case when p_event <> 'DELETE' then v_user end,
     'old_record', case when p_event = 'DELETE' then v_user end);
   perform net.http_post(
-    url := p_url,
+    url := v_settings.webhook_url,
     body := v_body,
     headers := jsonb_build_object(
       'Content-Type', 'application/json',
       'webhook-id', v_id,
       'webhook-timestamp', v_timestamp,
-      'webhook-signature', doorkey.sign_webhook(p_secret, v_id, v_timestamp, v_body::text)),
+      'webhook-signature', doorkey.sign_webhook(v_settings.webhook_secret, v_id, v_timestamp, v_body::text)),
     timeout_milliseconds := 1000);
-end
-$$;
-revoke all on function doorkey.ring_at(uuid, text, text, text) from public, anon, authenticated, service_role;
-
-create or replace function doorkey.ring(p_user_id uuid, p_event text) returns void
-language plpgsql security definer set search_path = ''
-as $$
-declare
-  v_settings doorkey.settings;
-begin
-  select * into v_settings from doorkey.settings;
-  perform doorkey.ring_at(p_user_id, p_event, v_settings.webhook_url, v_settings.webhook_secret);
 end
 $$;
 revoke all on function doorkey.ring(uuid, text) from public, anon, authenticated, service_role;
@@ -82,9 +71,12 @@ declare
   v_settings record;
   v_state text;
   v_object text;
+  v_id text;
+  v_timestamp text;
+  v_body jsonb;
 begin
   -- All at once, as it nearly always goes, and from the row at hand: each function called, each statement and each
-  -- handler costs every signup more. A test holds this to say what first_state and fill_profile say.
+  -- handler costs every signup more. Tests hold this to say what first_state, fill_profile and ring say.
   begin
     select s.installed_at, s.provision_on, s.provision_anonymous, s.owns_profiles, s.webhook_url, s.webhook_secret,
            -- For these there is check_deferred_constraints; most have none.
@@ -103,18 +95,32 @@ begin
       insert into doorkey.provisioning (user_id, state) values (new.id, v_state::doorkey.provisioning_state);
     end if;
     if v_settings.owns_profiles then
+      -- Not `on conflict`, which marks each row a second time: looking first costs less, and who comes between is for the
+      -- parts below.
       insert into public.profiles (id, email, full_name, openrouter_provisioning_status)
-      values (new.id, new.email,
-              left(coalesce(new.raw_user_meta_data ->> 'full_name', new.raw_user_meta_data ->> 'name'), 500), 'pending')
-      on conflict (id) do nothing;
+      select new.id, new.email,
+             left(coalesce(new.raw_user_meta_data ->> 'full_name', new.raw_user_meta_data ->> 'name'), 500), 'pending'
+       where not exists (select from public.profiles as p where p.id = new.id);
       if v_settings.has_deferrable then
         perform doorkey.check_deferred_constraints();
       end if;
     else
       perform doorkey.fill_profile(new.id);
     end if;
-    if v_state = 'due' then
-      perform doorkey.ring_at(new.id, tg_op, v_settings.webhook_url, v_settings.webhook_secret);
+    if v_state = 'due' and v_settings.webhook_url is not null and v_settings.webhook_secret is not null then
+      v_id := 'msg_' || gen_random_uuid();
+      v_timestamp := floor(extract(epoch from clock_timestamp()))::bigint;
+      v_body := jsonb_build_object('type', tg_op, 'table', 'users', 'schema', 'auth',
+                                   'record', jsonb_build_object('id', new.id), 'old_record', null);
+      perform net.http_post(
+        url := v_settings.webhook_url,
+        body := v_body,
+        headers := jsonb_build_object(
+          'Content-Type', 'application/json',
+          'webhook-id', v_id,
+          'webhook-timestamp', v_timestamp,
+          'webhook-signature', doorkey.sign_webhook(v_settings.webhook_secret, v_id, v_timestamp, v_body::text)),
+        timeout_milliseconds := 1000);
     end if;
     return null;
   exception when others or assert_failure or query_canceled then

@@ -110,8 +110,9 @@ as $$ select * from doorkey.count_sealed_secrets(); $$;
 revoke all on function public.count_sealed_secrets() from public, anon, authenticated, service_role;
 grant execute on function public.count_sealed_secrets() to service_role;
 
--- A page of what this key has sealed, in the order of the hashes and after the given one.
-create or replace function doorkey.list_sealed_secrets(p_sealing_key_id text, p_after text, p_rows integer)
+-- A page of all of them, in the order of the hashes and after the given one. By sealing key there is no index: every signup
+-- would pay for what happens once a year.
+create or replace function doorkey.list_sealed_secrets(p_after text, p_rows integer)
 returns table (key_hash text, user_id uuid, sealed_secret text)
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -122,21 +123,21 @@ begin
   return query
     select page.key_hash, k.user_id, page.sealed_secret
       from (select s.key_hash, s.sealed_secret from doorkey.sealed_secrets as s
-             where s.key_hash > coalesce(p_after, '') and split_part(s.sealed_secret, '.', 2) = p_sealing_key_id
+             where s.key_hash > coalesce(p_after, '')
              order by s.key_hash limit p_rows) as page
       join public.openrouter_user_keys as k on k.key_hash = page.key_hash
      order by page.key_hash;
 end
 $$;
-revoke all on function doorkey.list_sealed_secrets(text, text, integer) from public, anon, authenticated, service_role;
-grant execute on function doorkey.list_sealed_secrets(text, text, integer) to service_role;
+revoke all on function doorkey.list_sealed_secrets(text, integer) from public, anon, authenticated, service_role;
+grant execute on function doorkey.list_sealed_secrets(text, integer) to service_role;
 
-create or replace function public.list_sealed_secrets(sealing_key_id text, after_key_hash text, listed_rows integer)
+create or replace function public.list_sealed_secrets(after_key_hash text, listed_rows integer)
 returns table (key_hash text, user_id uuid, sealed_secret text)
 language sql stable set search_path = ''
-as $$ select * from doorkey.list_sealed_secrets($1, $2, $3); $$;
-revoke all on function public.list_sealed_secrets(text, text, integer) from public, anon, authenticated, service_role;
-grant execute on function public.list_sealed_secrets(text, text, integer) to service_role;
+as $$ select * from doorkey.list_sealed_secrets($1, $2); $$;
+revoke all on function public.list_sealed_secrets(text, integer) from public, anon, authenticated, service_role;
+grant execute on function public.list_sealed_secrets(text, integer) to service_role;
 
 -- Puts a newly sealed secret in the place of exactly the one that was opened; how many. What became another, or went,
 -- meanwhile is left alone.

@@ -168,7 +168,7 @@ _CALLS = {
     "connection": Call((), "rows"),
     "store_connection": Call(("nowhere", "door", None, "door"), "webhook_url_invalid"),
     "count_sealed_secrets": Call((), "rows"),
-    "list_sealed_secrets": Call(("door", "f" * 64, 1), "nothing"),
+    "list_sealed_secrets": Call(("f" * 64, 1), "nothing"),
     "reseal_secrets": Call(([], [], ["door", "door"], "door"), "page_out_of_range"),
     "reserve_credits": Call((NOBODY, 1, 60, "door", None, "door"), "profile_not_found"),
     "settle_hold": Call((NOBODY, NOBODY, 1, None, None, None, None, "door"), "hold_not_found"),
