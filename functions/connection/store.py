@@ -99,9 +99,7 @@ async def count_sealed_secrets(database: Supabase) -> dict[str, int]:
     return {row["sealing_key_id"]: row["sealed_rows"] for row in await database.call(COUNT_SEALED_SECRETS, {})}
 
 
-async def list_sealed_secrets(
-    database: Supabase, *, after_key_hash: str | None, rows: int
-) -> list[SealedSecret]:
+async def list_sealed_secrets(database: Supabase, *, after_key_hash: str | None, rows: int) -> list[SealedSecret]:
     """A page of all of them, in the order of the hashes."""
     found = await database.call(LIST_SEALED_SECRETS, {"after_key_hash": after_key_hash, "listed_rows": rows})
     return [SealedSecret(row["key_hash"], UUID(row["user_id"]), row["sealed_secret"]) for row in found]
