@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from tests.support.databases import Database, Row
+from tests.support.databases import Database
 from tests.support.doors import Doors
+from tests.support.signups import HOSTILE, SECRET, URL, insert, ring_types, rings, update
 
-URL = "https://functions.example.com/webhooks/supabase"
-SECRET = "whsec_" + "c2VjcmV0LXNpZ25pbmcta2V5LWZvci10ZXN0cy0wMQ=="
 # Two triggers wait a second for each thing that is locked. Auth itself gives up after ten.
 MAX_SIGNUP_SECONDS = 8.0
 
@@ -24,33 +23,6 @@ async def connected(database: Database) -> Database:
     """doorkey, told where to ring."""
     await database.run("update doorkey.settings set webhook_url = %s, webhook_secret = %s", (URL, SECRET))
     return database
-
-
-async def insert(database: Database, **columns: object) -> uuid.UUID:
-    """A user with exactly these columns, in one insert."""
-    user_id = uuid.uuid4()
-    names = ["id", *columns]
-    await database.run(
-        f"insert into auth.users ({', '.join(names)}) values ({', '.join(['%s'] * len(names))})",
-        (user_id, *columns.values()),
-        role="supabase_auth_admin",
-    )
-    return user_id
-
-
-async def update(database: Database, user_id: uuid.UUID, assignment: str) -> None:
-    await database.run(f"update auth.users set {assignment} where id = %s", (user_id,), role="supabase_auth_admin")
-
-
-async def rings(database: Database, user_id: uuid.UUID) -> list[Row]:
-    """The hints about this user, oldest first; `json` is their body."""
-    queued = await database.rows("select * from net.http_request_queue order by id")
-    found = [row | {"json": json.loads(row["body"])} for row in queued]
-    return [row for row in found if row["json"]["record"]["id"] == str(user_id)]
-
-
-async def ring_types(database: Database, user_id: uuid.UUID) -> list[str]:
-    return [row["json"]["type"] for row in await rings(database, user_id)]
 
 
 async def test_the_hint_is_a_signed_database_webhook_that_holds_nothing_but_the_id(connected: Database) -> None:
@@ -184,23 +156,6 @@ async def test_a_thousand_signups_in_one_statement_are_a_thousand_hints(connecte
     assert await connected.value("select count(distinct body) from net.http_request_queue") == 1000
 
 
-HOSTILE = {
-    "long": {"full_name": "🦊" * 300, "name": "x"},
-    "endless": {"full_name": "a" * 100_000},
-    "object": {"full_name": {"first": "Ada"}, "name": {"a": [1]}},
-    "array": {"full_name": [1, 2, {"x": None}]},
-    "number": {"full_name": 1e300, "name": 7},
-    "null": {"full_name": None, "name": None},
-    "sql": {"full_name": "'); drop table public.profiles; --", "name": "$$ || pg_sleep(9) || $$"},
-    "format": {"full_name": "%s %I %L {0} \\u0041 \\"},
-    "controls": {"full_name": "a\r\n\t\x07\u202e\u200bb"},
-    "nested": {"full_name": json.loads("[" * 500 + "]" * 500)},
-    "megabyte": {"notes": "x" * 1_000_000, "full_name": "Ada"},
-    "all_array": [{"full_name": "Ada"}],
-    "all_number": 5,
-}
-
-
 @pytest.mark.parametrize("kind", HOSTILE)
 async def test_no_metadata_stops_a_signup(connected: Database, kind: str) -> None:
     user_id = await connected.insert_user(metadata=HOSTILE[kind])
@@ -211,74 +166,6 @@ async def test_no_metadata_stops_a_signup(connected: Database, kind: str) -> Non
     assert profile["openrouter_provisioning_status"] == "active"
     assert len(profile["full_name"] or "") <= 500
     assert len((await rings(connected, user_id))[0]["body"]) < 300
-
-
-@pytest.mark.parametrize("mode", ["confirmed", "created", "manual"])
-@pytest.mark.parametrize("serves_anonymous", [False, True])
-async def test_the_one_path_of_a_signup_begins_in_the_state_that_its_parts_say(
-    connected: Database, mode: str, serves_anonymous: bool
-) -> None:
-    await connected.run(
-        "update doorkey.settings set provision_on = %s, provision_anonymous = %s", (mode, serves_anonymous)
-    )
-    for is_anonymous in (False, True):
-        for confirmed in ({}, {"email_confirmed_at": "now"}, {"phone_confirmed_at": "now"}):
-            user_id = await insert(connected, is_anonymous=is_anonymous, **confirmed)
-            said = await connected.value("select doorkey.first_state(%s, %s)", (is_anonymous, bool(confirmed)))
-            assert await Doors(connected).state(user_id) == said
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-async def test_the_one_path_of_a_signup_fills_the_profile_as_its_parts_do(connected: Database, kind: str) -> None:
-    user_id = await insert(connected, email="ada@example.com", raw_user_meta_data=json.dumps(HOSTILE[kind]))
-    assert await Doors(connected).notes(user_id) == set()
-    (at_once,) = await connected.rows("delete from public.profiles where id = %s returning *", (user_id,))
-    await connected.run("select doorkey.fill_profile(%s)", (user_id,))
-    (by_parts,) = await connected.rows("select * from public.profiles where id = %s", (user_id,))
-    of_row = {"created_at", "updated_at"}
-    assert {**at_once, **dict.fromkeys(of_row)} == {**by_parts, **dict.fromkeys(of_row)}
-
-
-async def test_the_one_path_of_a_signup_rings_as_its_parts_do(connected: Database) -> None:
-    user_id = await insert(connected, email="ada@example.com", email_confirmed_at="now")
-    await connected.run("select doorkey.ring(%s, 'INSERT')", (user_id,))
-    at_once, by_parts = await rings(connected, user_id)
-    for hint in (at_once, by_parts):
-        Webhook(SECRET).verify(bytes(hint["body"]), hint["headers"])
-    assert at_once["headers"]["webhook-id"] != by_parts["headers"]["webhook-id"]
-    for same in ("method", "url", "timeout_milliseconds", "body"):
-        assert at_once[same] == by_parts[same]
-    assert set(at_once["headers"]) == set(by_parts["headers"])
-    assert await Doors(connected).notes(user_id) == set()
-
-
-@pytest.mark.parametrize("missing", ["webhook_url", "webhook_secret"])
-async def test_the_one_path_of_a_signup_rings_nowhere_before_it_is_connected(connected: Database, missing: str) -> None:
-    await connected.run(f"update doorkey.settings set {missing} = null")
-    user_id = await insert(connected, email_confirmed_at="now")
-    assert (await Doors(connected).state(user_id), await rings(connected, user_id)) == ("due", [])
-    assert await Doors(connected).notes(user_id) == set()
-
-
-async def test_a_profile_that_a_trigger_of_the_host_wrote_stays_and_the_signup_is_whole(connected: Database) -> None:
-    await connected.run(
-        "create function public.host_profile() returns trigger language plpgsql security definer set search_path = ''"
-        " as $$ begin insert into public.profiles (id, full_name) values (new.id, 'the host''s'); return null; end $$;"
-        "create trigger host_profile after insert on auth.users for each row execute function public.host_profile()"
-    )
-    user_id = await insert(connected, email_confirmed_at="now", raw_user_meta_data=json.dumps({"full_name": "Ada"}))
-    name = await connected.value("select full_name from public.profiles where id = %s", (user_id,))
-    assert (name, await ring_types(connected, user_id)) == ("the host's", ["INSERT"])
-    assert await Doors(connected).notes(user_id) == set()
-
-
-async def test_a_deferred_constraint_on_our_own_profiles_stops_no_signup(connected: Database) -> None:
-    await connected.run("alter table public.profiles add unique (full_name) deferrable initially deferred")
-    named = {"raw_user_meta_data": json.dumps({"full_name": "Ada"}), "email_confirmed_at": "now"}
-    first, second = [await insert(connected, **named) for _ in range(2)]
-    assert await connected.value("select count(*) from public.profiles where id in (%s, %s)", (first, second)) == 1
-    assert await Doors(connected).notes(second) == {"profile.not_filled"}
-    await Doors(connected).make_ready(second)
 
 
 async def test_a_row_that_was_there_before_its_user_is_woken_and_rung_for(connected: Database) -> None:
