@@ -21,6 +21,7 @@ from moto.server import ThreadedMotoServer
 from functions.clients.supabase import Rpc
 from infra.local.stack import CHECKOUT, Stack, StackOptions, running_stack
 from tests.support.access import (
+    BESIDE_THE_LADDER,
     DECLARED,
     LET_IN,
     NOBODY,
@@ -55,7 +56,7 @@ USERS = (*GOOD_TOKENS, *ANOTHER_USERS)
 OPERATORS = ("the operator token", "an admin's JWT")
 NOBODY_ASKS = ""
 # In the order of the page.
-WHATS = (*OPERATIONS, *OF_OPERATORS, *NOBODYS, *sorted(f"`{rpc.name}`" for rpc in DECLARED))
+WHATS = (*OPERATIONS, *OF_OPERATORS, *NOBODYS, *BESIDE_THE_LADDER, *sorted(f"`{rpc.name}`" for rpc in DECLARED))
 
 # By kind of token (none: nobody asked), operation or door, and state of the keys.
 Matrix = dict[tuple[str, str, str], Cell]
@@ -158,7 +159,7 @@ async def matrix(place: Stack, states: dict[str, Keys]) -> Matrix:
         async with in_state(place, keys):
             acts = [partial(one, asked) for asked in plays if asked.kind not in BAD_TOKENS]
             await side_by_side([*acts, *(partial(all_refused, of_kind) for of_kind in refused)], turn)
-            for what, operation in NOBODYS.items():
+            for what, operation in (NOBODYS | BESIDE_THE_LADDER).items():
                 await asyncio.create_task(one(Play(NOBODY_ASKS, what, operation, None, hinted)))
     return cells
 
@@ -256,8 +257,8 @@ async def test_the_page_says_what_becomes_of_each_door(doors: Matrix, request: p
 
 def test_all_of_it_was_played(matrix: Matrix, doors: Matrix) -> None:
     asked = len(USERS) + len(BAD_TOKENS)
-    everything = (asked * len(OPERATIONS | OF_OPERATORS) + len(OPERATORS) * len(OF_OPERATORS) + len(NOBODYS)) * STATES
-    assert len(matrix) == everything
+    by_users, by_operators = asked * len(OPERATIONS | OF_OPERATORS), len(OPERATORS) * len(OF_OPERATORS)
+    assert len(matrix) == (by_users + by_operators + len(NOBODYS | BESIDE_THE_LADDER)) * STATES
     by_nobody = [rpc for rpc in DECLARED if rpc.role == "service_role"]
     assert len(doors) == (asked * len(DECLARED) + len(by_nobody)) * STATES
 
@@ -290,6 +291,8 @@ def test_with_the_service_key_rejected_everybody_who_brings_a_token_is_served(ma
 
 def test_only_a_rejection_leads_to_another_rung(matrix: Matrix, doors: Matrix) -> None:
     for (_, what, state), cell in {**matrix, **doors}.items():
+        if what in BESIDE_THE_LADDER:
+            continue
         if state in ("good key", "good legacy pair", "database down", "slow"):
             assert cell.rung in ("1", "own", NOBODY), (what, state)
         if state in ("database down", "slow") and cell.rung != NOBODY:
@@ -302,6 +305,17 @@ def test_a_legacy_pair_that_is_off_is_named_by_the_key_that_was_the_last_chance(
             assert matrix[kind, what, "legacy pair off"] == Cell(503, "publishable_key_rejected", NOBODY), what
     for what in NOBODYS:
         assert matrix[NOBODY_ASKS, what, "legacy pair off"] == Cell(503, "service_key_rejected", NOBODY)
+
+
+def test_a_signup_needs_the_publishable_key_alone_and_readiness_says_what_is_broken(matrix: Matrix) -> None:
+    signup, ready = BESIDE_THE_LADDER
+    for state in {state for _, _, state in matrix}:
+        is_off = state == "legacy pair off"
+        expected = PUBLISHABLE_KEY_REJECTED if is_off else Cell(200, "", NOBODY)
+        assert matrix[NOBODY_ASKS, signup, state] == expected, state
+        is_well = state in ("good key", "good legacy pair", "rejected, then rotated")
+        cell = matrix[NOBODY_ASKS, ready, state]
+        assert (cell.status, cell.code) == ((200, "") if is_well else (503, "broken")), state
 
 
 SERVICE_KEY_REJECTED = Cell(503, "service_key_rejected", NOBODY)

@@ -217,6 +217,21 @@ async def _sweep(made: Sandbox, _headers: dict[str, str], _user: uuid.UUID) -> t
     return (200 if answer["outcome"] == "finished" else 503), answer.get("error") or "", ""
 
 
+async def _sign_up(made: Sandbox, _headers: dict[str, str], _user: uuid.UUID) -> tuple[int, str, str]:
+    email, password = f"{uuid.uuid4()}@example.com", str(uuid.uuid4())
+    remember("an e-mail address of a person", email)
+    remember("a password of a person", password)
+    answer = await made.api.post("/v1/auth/signup", json={"email": email, "password": password})
+    # Auth's answer is that person's session, which is theirs to have.
+    return answer.status_code, answer.json().get("code", ""), ""
+
+
+async def _readiness(made: Sandbox, _headers: dict[str, str], _user: uuid.UUID) -> tuple[int, str, str]:
+    token = {"Authorization": f"Bearer {made.stack.secrets.operator_token}"}
+    answer = await made.api.get("/health/ready", headers=token)
+    return answer.status_code, "" if answer.status_code == 200 else answer.json()["status"], answer.text
+
+
 def _of_operators(method: str, path: str, wish: dict[str, Any] | None = None) -> Operation:
     async def call(made: Sandbox, headers: dict[str, str], user_id: uuid.UUID) -> tuple[int, str, str]:
         transport = httpx.ASGITransport(admin.build(made.settings, made.clients))
@@ -247,6 +262,11 @@ OPERATIONS: dict[str, Operation] = {
 NOBODYS: dict[str, Operation] = {
     "the hint of a signup": _hint,
     "a sweep": _sweep,
+}
+# What needs no account, and walks no ladder: Auth takes the publishable key, and what examines tries them all.
+BESIDE_THE_LADDER: dict[str, Operation] = {
+    "`POST /v1/auth/signup`": _sign_up,
+    "`GET /health/ready`": _readiness,
 }
 # For operators, and tried by everybody else.
 OF_OPERATORS: dict[str, Operation] = {
