@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from functions.clients.supabase import DatabaseRefused, Rpc, Supabase
 from functions.kit.errors import DoorkeyError, ReviewNotFound, ReviewOver
 
 GRANT_PROMISED = Rpc("grant_promised_credits", ("promised_rows", "request_id"), "service_role")
-LIST_REVIEWS = Rpc("list_reviews", ("review_rows",), "service_role")
+LIST_REVIEWS = Rpc("list_reviews", ("after_user", "review_rows"), "service_role")
 RELEASE = Rpc("release_welcome", ("user_id", "actor", "request_id"), "service_role")
 CLAW_BACK = Rpc("claw_back_welcome", ("user_id", "reason", "actor", "request_id"), "service_role")
 
@@ -49,9 +50,19 @@ async def grant_promised(database: Supabase, *, promised_rows: int, request_id: 
     return int(await database.call(GRANT_PROMISED, {"promised_rows": promised_rows, "request_id": request_id}))
 
 
-async def list_reviews(database: Supabase, *, review_rows: int) -> list[HeldWelcome]:
-    """So many of the welcomes that are held, who waits longest first."""
-    rows = await database.call(LIST_REVIEWS, {"review_rows": review_rows})
+async def list_reviews(database: Supabase, *, after_user: UUID | None, review_rows: int) -> list[HeldWelcome]:
+    """So many of the welcomes that are held, who waits longest first.
+
+    Args:
+        database: the Data API.
+        after_user: with whom the page before ended; None: the first page.
+        review_rows: 1 to 1000.
+
+    Raises:
+        ReviewNotFound: no welcome of `after_user` was ever looked at.
+    """
+    arguments = {"after_user": str(after_user) if after_user else None, "review_rows": review_rows}
+    rows = await _call(database, LIST_REVIEWS, arguments)
     return [
         HeldWelcome(
             user_id=UUID(row["user_id"]),
@@ -75,7 +86,7 @@ async def release_welcome(database: Supabase, user_id: UUID, *, actor: str, requ
         ReviewOver: it was never held, or was taken back.
     """
     arguments = {"user_id": str(user_id), "actor": actor, "request_id": request_id}
-    return await _settle(database, RELEASE, arguments)
+    return int(await _call(database, RELEASE, arguments))
 
 
 async def claw_back_welcome(database: Supabase, user_id: UUID, *, reason: str, actor: str, request_id: str) -> int:
@@ -85,12 +96,12 @@ async def claw_back_welcome(database: Supabase, user_id: UUID, *, reason: str, a
         ReviewNotFound: no welcome of this user was ever looked at.
     """
     arguments = {"user_id": str(user_id), "reason": reason, "actor": actor, "request_id": request_id}
-    return await _settle(database, CLAW_BACK, arguments)
+    return int(await _call(database, CLAW_BACK, arguments))
 
 
-async def _settle(database: Supabase, rpc: Rpc, arguments: dict[str, str]) -> int:
+async def _call(database: Supabase, rpc: Rpc, arguments: dict[str, Any]) -> Any:
     try:
-        return int(await database.call(rpc, arguments))
+        return await database.call(rpc, arguments)
     except DatabaseRefused as refusal:
         kind = _REFUSALS_BY_WORD.get(refusal.word)
         if kind is None:

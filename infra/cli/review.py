@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import uuid
+from contextlib import aclosing
 from typing import Annotated
 
 import typer
@@ -16,10 +17,11 @@ from rich.table import Table
 from functions.clients.outside import build_clients
 from functions.kit.settings import Settings
 from functions.offers import store
+from functions.offers.reviews import read_reviews
 from functions.offers.store import HeldWelcome
 from infra.cli.running import errors, run_command
 
-MAX_ROWS = 1_000
+MAX_ROWS = 1_000_000
 MICROS_PER_DOLLAR = 1_000_000
 
 app = typer.Typer(
@@ -36,10 +38,13 @@ User = Annotated[uuid.UUID, typer.Argument(help="Whose welcome: the user's id.")
 @app.command("list", epilog="Example: [bold]doorkey review list --rows 20[/bold]")
 def list_(
     rows: Annotated[int, typer.Option(min=1, max=MAX_ROWS, help="At most so many.")] = 100,
+    after: Annotated[
+        uuid.UUID | None, typer.Option(help="Goes on behind this user, with whom the last list ended.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Shows whose welcome is held and why, who waits longest first. Shows no address."""
-    run_command(_list(rows, as_json))
+    run_command(_list(rows, after, as_json))
 
 
 @app.command(epilog="Example: [bold]doorkey review release 7b0c7a0e-5c1f-4a55-9d3e-0f3f2f6f4f10[/bold]")
@@ -62,19 +67,23 @@ def claw_back(
     run_command(_claw_back(user, reason))
 
 
-async def _list(rows: int, as_json: bool) -> None:
+async def _list(rows: int, after: uuid.UUID | None, as_json: bool) -> None:
     clients = build_clients(Settings.from_environment())
-    async with clients.http:
-        held = await store.list_reviews(clients.supabase, review_rows=rows)
+    async with clients.http, aclosing(read_reviews(clients.supabase, rows=rows, after_user=after)) as reading:
+        held = [welcome async for page in reading for welcome in page]
     if as_json:
         console.print_json(json.dumps([_as_json(welcome) for welcome in held]))
         return
     if not held:
-        console.print("No welcome is held.")
+        console.print("No further welcome is held." if after else "No welcome is held.")
         return
     console.print(_table(held))
-    more = " There may be more: --rows." if len(held) == rows else ""
-    console.print(f"{len(held)} {'welcome is' if len(held) == 1 else 'welcomes are'} held.{more}")
+    if len(held) == rows:
+        console.print(f"These are the first {rows} welcomes that are held{' after that' if after else ''}.")
+        # On one line at any width: it is copied.
+        console.print(f"Go on with: doorkey review list --rows {rows} --after {held[-1].user_id}", soft_wrap=True)
+    else:
+        console.print(f"{len(held)} {'welcome is' if len(held) == 1 else 'welcomes are'} held.")
 
 
 async def _release(user: uuid.UUID) -> None:

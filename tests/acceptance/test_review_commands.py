@@ -15,6 +15,7 @@ import pytest
 from functions import sweep
 from functions.clients.outside import build_clients
 from functions.kit.settings import Settings
+from functions.offers.reviews import read_reviews
 from infra.local.stack import CHECKOUT, Stack
 from tests.support.people import Person, database_of, insert_person, until_state
 from tests.support.scenes import Scene
@@ -82,6 +83,29 @@ async def test_a_held_welcome_is_shown_released_and_taken_back_down_to_the_keys_
     code, printed = await review(stack, "claw-back", str(held.user_id), "--reason", "Not new")
     assert (code, "$5.00 taken back" in printed) == (0, True)
     assert await limit_of(stack, http, held) == 0
+
+
+async def test_however_many_are_held_all_are_listed_and_so_many_from_where_one_stopped(
+    stack: Stack, held: Person
+) -> None:
+    people = [held] + [await insert_person(stack, email=f"ada+{uuid.uuid4().hex}@example.com") for _ in range(4)]
+    for person in people:
+        await until_state(stack, person.user_id)
+
+    clients = build_clients(Settings.from_environment(stack.functions_environment))
+    async with clients.http:
+        pages = [page async for page in read_reviews(clients.supabase, rows=100, page_rows=2)]
+        part = [page async for page in read_reviews(clients.supabase, rows=3, page_rows=2)]
+    everybody = [welcome.user_id for page in pages for welcome in page]
+    assert {len(page) for page in pages[:-1]} == {2}
+    assert {person.user_id for person in people} <= set(everybody)
+    assert len(everybody) == len(set(everybody))
+    assert [welcome.user_id for page in part for welcome in page] == everybody[:3]
+
+    code, printed = await review(stack, "list", "--rows", "2")
+    assert (code, f"--after {everybody[1]}" in printed) == (0, True)
+    code, printed = await review(stack, "list", "--after", str(everybody[1]), "--json")
+    assert [welcome["user_id"] for welcome in json.loads(printed)] == [str(user_id) for user_id in everybody[2:]]
 
 
 async def test_what_is_not_held_is_a_sentence(stack: Stack, held: Person) -> None:

@@ -161,7 +161,7 @@ _CALLS = {
     "backfill_users": Call((None, NOBODY, None, None, 0, 1, "door"), "page_out_of_range"),
     "backfill_progress": Call((), "progress"),
     "grant_promised_credits": Call((0, "door"), "page_out_of_range"),
-    "list_reviews": Call((0,), "page_out_of_range"),
+    "list_reviews": Call((None, 0), "page_out_of_range"),
     "release_welcome": Call((NOBODY, "door", "door"), "review_not_found"),
     "claw_back_welcome": Call((NOBODY, "door", "door", "door"), "review_not_found"),
     "signup_report": Call(("2026-01-02", "2026-01-01"), "days_out_of_range"),

@@ -34,9 +34,9 @@ async def claw_back(database: Database, user_id: uuid.UUID, reason: str | None =
         return int((await rows.fetchall())[0]["taken"])
 
 
-async def listed(database: Database, rows: int = 10) -> list[Row]:
+async def listed(database: Database, rows: int = 10, after: uuid.UUID | None = None) -> list[Row]:
     async with database.acting_as("service_role") as connection:
-        return await (await connection.execute("select * from public.list_reviews(%s)", (rows,))).fetchall()
+        return await (await connection.execute("select * from public.list_reviews(%s, %s)", (after, rows))).fetchall()
 
 
 @pytest.fixture
@@ -229,6 +229,22 @@ async def test_held_welcomes_are_listed_the_oldest_first(database: Database, hel
     for bad in (0, 1_001):
         with refused("PT422", "page_out_of_range"):
             await listed(database, bad)
+
+
+async def test_however_many_are_held_each_is_seen_once_page_by_page(database: Database) -> None:
+    await switch(database, reviews_mail=True)
+    people = sorted([await arrive(database, email=f"ada+{n}@example.com") for n in range(5)])
+    later, earlier = people[:2], people[2:]
+    for when, users in (("now", later), ("yesterday", earlier)):
+        await database.run("update doorkey.welcomes set created_at = %s::date where user_id = any (%s)", (when, users))
+    seen: list[uuid.UUID] = []
+    while page := await listed(database, rows=2, after=seen[-1] if seen else None):
+        seen += [row["user_id"] for row in page]
+        # Where somebody was decided about, the next page goes on from there all the same.
+        await release(database, seen[-1])
+    assert seen == earlier + later
+    with refused("PT404", "review_not_found"):
+        await listed(database, after=uuid.uuid4())
 
 
 async def test_a_held_welcome_stays_held_whatever_else_happens(database: Database, held: uuid.UUID) -> None:
