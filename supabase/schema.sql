@@ -1681,6 +1681,7 @@ grant execute
 -- public.list_reviews
 
 create or replace function public.list_reviews (
+  after_user  uuid,
   review_rows integer
 )
   returns table (
@@ -1696,11 +1697,11 @@ create or replace function public.list_reviews (
   language sql
   stable
   set search_path to ''
-  AS $function$ select * from doorkey.list_reviews($1); $function$;
+  AS $function$ select * from doorkey.list_reviews($1, $2); $function$;
 
-revoke all on function "public"."list_reviews"(integer) from public;
+revoke all on function "public"."list_reviews"(uuid, integer) from public;
 
-grant execute on function "public"."list_reviews"(integer) to "service_role";
+grant execute on function "public"."list_reviews"(uuid, integer) to "service_role";
 
 -- public.list_sealed_secrets
 
@@ -4017,7 +4018,8 @@ revoke all on function "doorkey"."fill_profile"(uuid) from public;
 
 create or replace function doorkey.find_referrer (
   p_user_id  uuid,
-  p_metadata jsonb
+  p_metadata jsonb,
+  p_is_held  boolean
 )
   returns uuid
   language plpgsql
@@ -4034,21 +4036,14 @@ begin
      and not exists (
        select from auth.users as u join auth.users as o on doorkey.normalise_mail(o.email) = doorkey.normalise_mail(u.email)
         where u.id = p_user_id and o.id = a.user_id);
-  if not found then
-    return null;
-  end if;
-  -- One after the other, or the cap is passed. Not by the referrer's account: nobody holds two people's rows.
-  perform pg_catalog.pg_advisory_xact_lock(
-    pg_catalog.hashtext('doorkey.find_referrer'), pg_catalog.hashtext(v_referrer_id::text));
-  if (select count(*) from doorkey.welcomes as w where w.referrer_id = v_referrer_id and w.review <> 'refused')
-     >= (select s.max_referrals from doorkey.settings as s) then
+  if not found or (not p_is_held and not doorkey.has_referral_left(v_referrer_id)) then
     return null;
   end if;
   return v_referrer_id;
 end
 $function$;
 
-revoke all on function "doorkey"."find_referrer"(uuid, jsonb) from public;
+revoke all on function "doorkey"."find_referrer"(uuid, jsonb, boolean) from public;
 
 -- doorkey.find_usage
 
@@ -4409,9 +4404,16 @@ create or replace function doorkey.give_held (
   set search_path to ''
   AS $function$
 declare
+  v_referrer_id uuid;
   v_due doorkey.promised_credits;
   v_given bigint := 0;
 begin
+  select w.referrer_id into v_referrer_id from doorkey.welcomes as w where w.user_id = p_user_id;
+  if v_referrer_id is not null and not doorkey.has_referral_left(v_referrer_id) then
+    delete from doorkey.promised_credits as p
+     where p.idempotency_key in ('referred:' || p_user_id, 'referrer:' || p_user_id);
+    update doorkey.welcomes as w set referrer_id = null where w.user_id = p_user_id;
+  end if;
   for v_due in
     delete from doorkey.promised_credits as p where p.about_user_id = p_user_id and p.waits_for = 'review' returning p.*
   loop
@@ -4557,6 +4559,31 @@ $function$;
 revoke all on function "doorkey"."grant_promised_credits"(integer, text) from public;
 
 grant execute on function "doorkey"."grant_promised_credits"(integer, text) to "service_role";
+
+-- doorkey.has_referral_left
+
+create or replace function doorkey.has_referral_left (
+  p_referrer_id uuid
+)
+  returns boolean
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  perform pg_catalog.pg_advisory_xact_lock(
+    pg_catalog.hashtext('doorkey.has_referral_left'), pg_catalog.hashtext(p_referrer_id::text));
+  return (
+    select count(*) from doorkey.welcomes as w
+     where w.referrer_id = p_referrer_id
+       and (w.review in ('none', 'released')
+            or exists (select from public.credit_transactions as t
+                        where t.type = 'bonus' and t.idempotency_key = 'referrer:' || w.user_id))
+  ) < (select s.max_referrals from doorkey.settings as s);
+end
+$function$;
+
+revoke all on function "doorkey"."has_referral_left"(uuid) from public;
 
 -- doorkey.hash_of_user
 
@@ -5051,7 +5078,8 @@ grant execute on function "doorkey"."list_last_words"(integer) to "service_role"
 -- doorkey.list_reviews
 
 create or replace function doorkey.list_reviews (
-  p_rows integer
+  p_after_user uuid,
+  p_rows       integer
 )
   returns table (
     user_id       uuid,
@@ -5068,21 +5096,30 @@ create or replace function doorkey.list_reviews (
   security definer
   set search_path to ''
   AS $function$
+declare
+  v_after_at timestamptz := '-infinity';
 begin
   if p_rows is null or p_rows not between 1 and 1000 then
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
   end if;
+  if p_after_user is not null then
+    select w.created_at into v_after_at from doorkey.welcomes as w where w.user_id = p_after_user;
+    if not found then
+      raise sqlstate 'PT404' using message = 'review_not_found', hint = 'No welcome of this user was ever looked at.';
+    end if;
+  end if;
   return query
     select w.user_id, w.created_at, w.amount_micros, w.review_reasons, w.offer_code, w.experiment, w.arm, w.referrer_id
       from doorkey.welcomes as w
-     where w.review = 'held' and exists (select from auth.users as u where u.id = w.user_id and u.deleted_at is null)
+     where w.review = 'held' and (w.created_at, w.user_id) > (v_after_at, coalesce(p_after_user, w.user_id))
+       and exists (select from auth.users as u where u.id = w.user_id and u.deleted_at is null)
      order by w.created_at, w.user_id limit p_rows;
 end
 $function$;
 
-revoke all on function "doorkey"."list_reviews"(integer) from public;
+revoke all on function "doorkey"."list_reviews"(uuid, integer) from public;
 
-grant execute on function "doorkey"."list_reviews"(integer) to "service_role";
+grant execute on function "doorkey"."list_reviews"(uuid, integer) to "service_role";
 
 -- doorkey.list_sealed_secrets
 
@@ -5792,11 +5829,11 @@ begin
     into v_metadata, v_is_confirmed
     from auth.users as u where u.id = p_user_id;
   v_reasons := doorkey.doubts_about(p_user_id);
+  v_hold := case when cardinality(v_reasons) > 0 then 'review' end;
   if v_settings.referral_bonus_micros is not null then
-    v_referrer_id := doorkey.find_referrer(p_user_id, v_metadata);
+    v_referrer_id := doorkey.find_referrer(p_user_id, v_metadata, v_hold is not null);
   end if;
   select * into v_offer from doorkey.choose_offer(p_user_id, v_metadata, p_plan);
-  v_hold := case when cardinality(v_reasons) > 0 then 'review' end;
   if v_settings.welcome_at_once_percent is not null
      and not (v_settings.welcome_rest_on = 'confirmed' and v_is_confirmed) then
     v_rest := v_offer.amount_micros - ceil(v_offer.amount_micros * v_settings.welcome_at_once_percent / 100.0);
