@@ -1,4 +1,4 @@
-"""How often somebody is thanked for bringing others: only those count who were welcomed, from the moment on when they were."""
+"""How often somebody is thanked for bringing others: only who was welcomed counts, and from then on."""
 
 from __future__ import annotations
 
