@@ -85,6 +85,7 @@ create table "public"."credit_accounts" (
   "pending_plan_id"     text,
   "unreturned_micros"   bigint                   not null default 0,
   "period_spent_micros" bigint                   not null default 0,
+  "last_transaction_id" bigint                   not null default 0,
   "created_at"          timestamp with time zone not null default now(),
   "updated_at"          timestamp with time zone not null default now(),
   constraint "credit_accounts_available_micros_check" check ((available_micros >= 0)),
@@ -2300,18 +2301,38 @@ grant execute on function "public"."store_doorkey_connection"(text, text, text, 
 -- public.verify_ledger
 
 create or replace function public.verify_ledger (
-  after_user uuid,
-  user_rows  integer
+  after_user        uuid,
+  after_transaction bigint,
+  carried           text,
+  user_rows         integer,
+  transaction_rows  integer
 )
   returns jsonb
   language sql
   stable
   set search_path to ''
-  AS $function$ select doorkey.verify_ledger($1, $2); $function$;
+  AS $function$ select doorkey.verify_ledger($1, $2, $3, $4, $5); $function$;
 
-revoke all on function "public"."verify_ledger"(uuid, integer) from public;
+revoke all on function "public"."verify_ledger"(uuid, bigint, text, integer, integer) from public;
 
-grant execute on function "public"."verify_ledger"(uuid, integer) to "service_role";
+grant execute on function "public"."verify_ledger"(uuid, bigint, text, integer, integer) to "service_role";
+
+-- public.verify_receipts
+
+create or replace function public.verify_receipts (
+  after_user uuid,
+  after_key  text,
+  hold_rows  integer
+)
+  returns jsonb
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select doorkey.verify_receipts($1, $2, $3); $function$;
+
+revoke all on function "public"."verify_receipts"(uuid, text, integer) from public;
+
+grant execute on function "public"."verify_receipts"(uuid, text, integer) to "service_role";
 
 -- doorkey.account_of
 
@@ -2374,6 +2395,59 @@ $function$;
 revoke all on function "doorkey"."account_of"(uuid) from public;
 
 grant execute on function "doorkey"."account_of"(uuid) to "service_role";
+
+-- doorkey.add_up
+
+create or replace function doorkey.add_up (
+  p_transaction_ids bigint[]
+)
+  returns table (
+    transaction_id bigint,
+    user_id        uuid,
+    amount_micros  bigint,
+    total          numeric,
+    own            numeric,
+    available      numeric,
+    held           numeric,
+    leaving        numeric,
+    debt           numeric,
+    receivable     numeric,
+    spent          numeric,
+    charged_micros bigint,
+    cost_micros    numeric,
+    lot_micros     bigint,
+    is_return      boolean
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select t.id, t.user_id, t.amount_micros, e.total, e.own, e.available, e.held, e.leaving, e.debt, e.receivable, e.spent,
+         coalesce(h.charged_micros, c.charged_micros), h.cost_micros, l.amount_micros,
+         starts_with(t.idempotency_key, 'unseen:returned:')
+    from unnest(p_transaction_ids) as i (id)
+   cross join lateral (select * from public.credit_transactions as x where x.id = i.id limit 1) as t
+   cross join lateral (
+     select coalesce(sum(x.amount_micros), 0) as total,
+            coalesce(sum(x.amount_micros) filter (where x.account not in ('granted', 'spent', 'expired')), 0) as own,
+            coalesce(sum(x.amount_micros) filter (where x.account = 'available'), 0) as available,
+            coalesce(sum(x.amount_micros) filter (where x.account = 'held'), 0) as held,
+            coalesce(sum(x.amount_micros) filter (where x.account = 'leaving'), 0) as leaving,
+            coalesce(sum(x.amount_micros) filter (where x.account = 'debt'), 0) as debt,
+            coalesce(sum(x.amount_micros) filter (where x.account = 'receivable'), 0) as receivable,
+            coalesce(sum(x.amount_micros) filter (where x.account = 'spent'), 0) as spent
+       from doorkey.ledger_entries as x where x.transaction_id = i.id) as e
+    left join lateral (
+      select * from doorkey.credit_holds as x
+       where t.type = 'usage' and x.user_id = t.user_id and x.state = 'settled'
+         and x.id = case when t.idempotency_key ~ '^hold:[0-9a-f-]{36}$' then substr(t.idempotency_key, 6)::uuid end
+       limit 1) as h on true
+    left join lateral (select * from doorkey.unheld_costs as x where x.transaction_id = i.id limit 1) as c on true
+    left join lateral (select * from doorkey.credit_lots as x where x.transaction_id = i.id limit 1) as l on true;
+$function$;
+
+revoke all on function "doorkey"."add_up"(bigint[]) from public;
 
 -- doorkey.add_usage
 
@@ -2450,7 +2524,8 @@ begin
            coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
            coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
            coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
+           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent,
+           max(a.transaction_id) as last_id
       from added as a
      group by 1
   loop
@@ -2461,6 +2536,7 @@ begin
            debt_micros = c.debt_micros - v_moved.debt,
            receivable_micros = c.receivable_micros - v_moved.receivable,
            period_spent_micros = c.period_spent_micros + v_moved.spent,
+           last_transaction_id = v_moved.last_id,
            updated_at = now()
      where c.user_id = v_moved.user_id;
   end loop;
@@ -5659,6 +5735,45 @@ $function$;
 
 revoke all on function "doorkey"."next_periods"(uuid[]) from public;
 
+-- doorkey.next_transactions
+
+create or replace function doorkey.next_transactions (
+  p_after    public.credit_transactions,
+  p_user_ids uuid[],
+  p_rows     integer
+)
+  returns bigint[]
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_ids bigint[];
+begin
+  v_ids := array(
+    select t.id from public.credit_transactions as t
+     where t.user_id = p_after.user_id and t.type = p_after.type
+       and (t.created_at, t.id) < (p_after.created_at, p_after.id)
+     order by t.created_at desc, t.id desc limit p_rows);
+  if cardinality(v_ids) < p_rows then
+    v_ids := v_ids || array(
+      select t.id from public.credit_transactions as t
+       where t.user_id = p_after.user_id and t.type > p_after.type
+       order by t.type, t.created_at desc, t.id desc limit p_rows - cardinality(v_ids));
+  end if;
+  if cardinality(v_ids) < p_rows then
+    v_ids := v_ids || array(
+      select t.id from public.credit_transactions as t
+       where t.user_id >= p_user_ids[1] and t.user_id <= p_user_ids[cardinality(p_user_ids)]
+       order by t.user_id, t.type, t.created_at desc, t.id desc limit p_rows - cardinality(v_ids));
+  end if;
+  return v_ids;
+end
+$function$;
+
+revoke all on function "doorkey"."next_transactions"(public.credit_transactions, uuid[], integer) from public;
+
 -- doorkey.normalise_mail
 
 create or replace function doorkey.normalise_mail (
@@ -6055,6 +6170,53 @@ end
 $function$;
 
 revoke all on function "doorkey"."on_user_updated"() from public;
+
+-- doorkey.open_books
+
+create or replace function doorkey.open_books (
+  p_user_ids uuid[]
+)
+  returns table (
+    user_id             uuid,
+    last_transaction_id bigint,
+    what                text,
+    stored              numeric,
+    computed            numeric
+  )
+  language sql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+  select a.user_id, a.last_transaction_id, c.what, coalesce(c.stored, 0), coalesce(c.computed, 0)
+    from unnest(p_user_ids) as u (id)
+   cross join lateral (select * from public.credit_accounts as b where b.user_id = u.id limit 1) as a
+   cross join lateral (
+     select sum(k.charged_cost_micros) as charged_cost, sum(doorkey.held_through(k.key_hash)) as held,
+            sum(g.unseen_micros) as unseen, sum(n.cost) as unheld_cost
+       from public.openrouter_user_keys as k
+       left join lateral (select * from doorkey.key_usage as x where x.key_hash = k.key_hash limit 1) as g on true
+      cross join lateral (
+        select sum(x.cost_micros - x.returned_micros) as cost
+          from doorkey.unheld_costs as x where x.key_hash = k.key_hash) as n
+      where k.user_id = a.user_id) as k
+   cross join lateral (values
+     ('available', a.available_micros, 0),
+     ('held', a.held_micros, 0),
+     ('leaving', a.leaving_micros, 0),
+     ('debt', a.debt_micros, 0),
+     ('receivable', a.receivable_micros, 0),
+     ('open holds', k.held, 0),
+     ('lots', (select sum(l.remaining_micros) from doorkey.credit_lots as l
+                where l.user_id = a.user_id and l.remaining_micros > 0), 0),
+     ('takings', (select sum(g.taken_micros) from doorkey.credit_takings as g
+                   where g.user_id = a.user_id and g.left_transaction_id is null and g.taken_micros > 0), 0),
+     -- What keys are limited by hangs on it.
+     ('cost of the keys', k.charged_cost, k.unheld_cost),
+     ('unseen', k.unseen, k.unheld_cost)) as c (what, stored, computed);
+$function$;
+
+revoke all on function "doorkey"."open_books"(uuid[]) from public;
 
 -- doorkey.open_doors
 
@@ -8697,7 +8859,119 @@ revoke all on function "doorkey"."use_proof"(text, text[], text, bigint, text) f
 -- doorkey.verify_ledger
 
 create or replace function doorkey.verify_ledger (
+  p_after_user        uuid,
+  p_after_transaction bigint,
+  p_carried           text,
+  p_users             integer,
+  p_transactions      integer
+)
+  returns jsonb
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_after public.credit_transactions;
+  v_users uuid[];
+  v_ids bigint[];
+  v_unfinished uuid;
+  v_last uuid;
+begin
+  if p_users is null or p_users not between 1 and 1000
+     or p_transactions is null or p_transactions not between 1 and 100000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range',
+      hint = 'Verify 1 to 1000 users and 1 to 100000 transactions at a time.';
+  end if;
+  select * into v_after from public.credit_transactions as t where t.id = p_after_transaction;
+  if (p_after_transaction is null) <> (p_carried is null)
+     or (p_carried is not null and v_after.user_id is distinct from p_after_user) then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Go on with what the last page said.';
+  end if;
+  if p_after_user is null then
+    v_users := array(select a.user_id from public.credit_accounts as a order by a.user_id limit p_users);
+  else
+    v_users := array(select a.user_id from public.credit_accounts as a
+                      where a.user_id > p_after_user order by a.user_id limit p_users);
+  end if;
+  v_ids := doorkey.next_transactions(v_after, v_users, p_transactions);
+  v_last := case when cardinality(v_users) = p_users then v_users[p_users] end;
+  if cardinality(v_ids) = p_transactions then
+    select t.user_id into strict v_unfinished
+      from public.credit_transactions as t where t.id = v_ids[p_transactions];
+    v_users := array(select u.id from unnest(v_users) as u (id) where u.id <= v_unfinished order by u.id);
+    v_last := v_unfinished;
+  end if;
+  return (
+    with opened as materialized (
+      select b.* from doorkey.open_books(v_users) as b
+      union all
+      select p_after_user, c.*
+        from jsonb_to_recordset(p_carried::jsonb)
+          as c (last_transaction_id bigint, what text, stored numeric, computed numeric)
+    ), counted as materialized (
+      select a.*
+        from doorkey.add_up(v_ids) as a
+        join (select distinct o.user_id, o.last_transaction_id from opened as o) as o on o.user_id = a.user_id
+       where a.transaction_id <= o.last_transaction_id
+    ), sums as (
+      select c.user_id, sum(c.available) as available, sum(c.held) as held, sum(c.leaving) as leaving,
+             sum(c.debt) as debt, sum(c.receivable) as receivable, sum(c.cost_micros) as cost
+        from counted as c group by c.user_id
+    ), figures as materialized (
+      select o.user_id, o.last_transaction_id, o.what, o.stored, o.computed + coalesce(
+               case o.what when 'available' then s.available when 'held' then s.held when 'leaving' then s.leaving
+                           when 'debt' then -s.debt when 'receivable' then -s.receivable
+                           when 'open holds' then s.held when 'lots' then s.available + s.held
+                           when 'takings' then s.leaving when 'cost of the keys' then s.cost end, 0) as computed
+        from opened as o left join sums as s on s.user_id = o.user_id
+    ), found as materialized (
+      select f.user_id, null::bigint as transaction_id, f.what, f.stored, f.computed
+        from figures as f where f.user_id is distinct from v_unfinished and f.stored <> f.computed
+      union all
+      select t.user_id, t.transaction_id, c.what, c.stored, c.computed
+        from counted as t
+       cross join lateral (values
+         ('sum of entries', t.total, 0),
+         ('amount', t.amount_micros, t.own),
+         -- Only what is used is spent, for a receipt; what is given back is a part of one.
+         ('charges', coalesce(t.charged_micros, case when t.is_return then -t.amount_micros else 0 end), t.spent),
+         -- Given back, a part may have paid what was to be billed.
+         ('size of the lot', t.lot_micros, case when t.lot_micros is not null
+            then t.amount_micros - case when t.is_return then t.receivable else 0 end end)
+       ) as c (what, stored, computed)
+       where c.stored is distinct from c.computed
+    )
+    select jsonb_build_object(
+      'users', cardinality(v_users) + (p_carried is not null)::integer - (v_unfinished is not null)::integer,
+      -- For whoever waits: how many there are in all, told with the first page only.
+      'all_users', case when p_after_user is null then (select count(*) from public.credit_accounts) end,
+      'transactions', (select count(*) from counted),
+      'next', case when v_last is not null then jsonb_build_object(
+        'after_user', v_last,
+        'after_transaction', case when v_unfinished is not null then v_ids[p_transactions] end,
+        -- As text, here and below: no figure is rounded on its way.
+        'carried', (select jsonb_agg(to_jsonb(f) - 'user_id')::text from figures as f where f.user_id = v_unfinished)) end,
+      'different', (select count(*) from found),
+      'differences', coalesce((
+        select jsonb_agg(jsonb_build_object(
+                 'user_id', f.user_id, 'transaction_id', f.transaction_id, 'what', f.what,
+                 'stored_micros', f.stored::text, 'computed_micros', f.computed::text)
+               order by f.user_id, f.transaction_id nulls first, f.what)
+          from (select * from found as o order by o.user_id, o.transaction_id nulls first, o.what limit 1000) as f),
+        '[]')));
+end
+$function$;
+
+revoke all on function "doorkey"."verify_ledger"(uuid, bigint, text, integer, integer) from public;
+
+grant execute on function "doorkey"."verify_ledger"(uuid, bigint, text, integer, integer) to "service_role";
+
+-- doorkey.verify_receipts
+
+create or replace function doorkey.verify_receipts (
   p_after_user uuid,
+  p_after_key  text,
   p_rows       integer
 )
   returns jsonb
@@ -8707,110 +8981,40 @@ create or replace function doorkey.verify_ledger (
   set search_path to ''
   AS $function$
 begin
-  if p_rows is null or p_rows not between 1 and 1000 then
-    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Verify 1 to 1000 users at a time.';
+  if p_rows is null or p_rows not between 1 and 100000 or (p_after_user is null) <> (p_after_key is null) then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Verify 1 to 100000 holds at a time.';
   end if;
   return (
     with page as materialized (
-      select a.* from public.credit_accounts as a
-       where p_after_user is null or a.user_id > p_after_user order by a.user_id limit p_rows
-    ), transactions as materialized (
-      select t.user_id, t.id, t.type, t.amount_micros, t.idempotency_key,
-             coalesce(sum(e.amount_micros), 0) as total,
-             coalesce(sum(e.amount_micros) filter (where e.account not in ('granted', 'spent', 'expired')), 0) as own,
-             coalesce(sum(e.amount_micros) filter (where e.account = 'available'), 0) as available,
-             coalesce(sum(e.amount_micros) filter (where e.account = 'held'), 0) as held,
-             coalesce(sum(e.amount_micros) filter (where e.account = 'leaving'), 0) as leaving,
-             coalesce(sum(e.amount_micros) filter (where e.account = 'debt'), 0) as debt,
-             coalesce(sum(e.amount_micros) filter (where e.account = 'receivable'), 0) as receivable,
-             coalesce(sum(e.amount_micros) filter (where e.account = 'spent'), 0) as spent
-        from page as g
-        join public.credit_transactions as t on t.user_id = g.user_id
-        left join doorkey.ledger_entries as e on e.transaction_id = t.id
-       group by t.id
-    ), books as (
-      select t.user_id, sum(t.available) as available, sum(t.held) as held, sum(t.leaving) as leaving,
-             -sum(t.debt) as debt, -sum(t.receivable) as receivable, sum(t.spent) as spent,
-             -- What was given back is no receipt of its own.
-             coalesce(sum(t.amount_micros) filter (where starts_with(t.idempotency_key, 'unseen:returned:')), 0) as returned
-        from transactions as t group by t.user_id
-    ), holds as (
-      select h.user_id, coalesce(sum(h.held_micros) filter (where h.state = 'open'), 0) as held,
-             coalesce(sum(h.charged_micros), 0) as charged, coalesce(sum(h.cost_micros), 0) as cost
-        from page as g join doorkey.credit_holds as h on h.user_id = g.user_id group by h.user_id
-    ), keys as (
-      select k.user_id, sum(k.charged_cost_micros) as charged_cost, coalesce(sum(u.unseen_micros), 0) as unseen
-        from page as g join public.openrouter_user_keys as k on k.user_id = g.user_id
-        left join doorkey.key_usage as u on u.key_hash = k.key_hash group by k.user_id
-    ), unheld as (
-      select k.user_id, sum(c.charged_micros) as charged, sum(c.cost_micros - c.returned_micros) as cost
-        from page as g join public.openrouter_user_keys as k on k.user_id = g.user_id
-        join doorkey.unheld_costs as c on c.key_hash = k.key_hash group by k.user_id
-    ), lots as (
-      select l.user_id, sum(l.remaining_micros) as remaining
-        from page as g join doorkey.credit_lots as l on l.user_id = g.user_id group by l.user_id
-    ), takings as (
-      select k.user_id, sum(k.taken_micros) as taken
-        from page as g join doorkey.credit_takings as k on k.user_id = g.user_id and k.left_transaction_id is null
-       group by k.user_id
-    ), differences as (
-      select g.user_id, null::bigint as transaction_id, c.what, c.stored, coalesce(c.computed, 0) as computed
-        from page as g
-        left join books as b on b.user_id = g.user_id
-        left join holds as h on h.user_id = g.user_id
-        left join lots as l on l.user_id = g.user_id
-        left join takings as k on k.user_id = g.user_id
-        left join keys as y on y.user_id = g.user_id
-        left join unheld as n on n.user_id = g.user_id
-       cross join lateral (values
-         ('available', g.available_micros, b.available),
-         ('held', g.held_micros, b.held),
-         ('leaving', g.leaving_micros, b.leaving),
-         ('debt', g.debt_micros, b.debt),
-         ('receivable', g.receivable_micros, b.receivable),
-         ('open holds', coalesce(h.held, 0), b.held),
-         ('lots', coalesce(l.remaining, 0), b.available + b.held),
-         ('takings', coalesce(k.taken, 0), b.leaving),
-         -- Receipts, the ledger and the keys have the same costs: what keys are limited by hangs on it.
-         ('charges', coalesce(h.charged, 0) + coalesce(n.charged, 0) - coalesce(b.returned, 0), b.spent),
-         ('cost of the keys', coalesce(y.charged_cost, 0), coalesce(h.cost, 0) + coalesce(n.cost, 0)),
-         ('unseen', coalesce(y.unseen, 0), coalesce(n.cost, 0))) as c (what, stored, computed)
-      union all
-      select t.user_id, t.id, c.what, c.stored, c.computed
-        from transactions as t
-        left join doorkey.credit_lots as l on l.transaction_id = t.id
-       cross join lateral (values
-         ('sum of entries', t.total, 0),
-         ('amount', t.amount_micros, t.own),
-         -- Given back, a part may have paid what was to be billed.
-         ('size of the lot', l.amount_micros,
-          case when l.id is null then null
-               else t.amount_micros - case when starts_with(t.idempotency_key, 'unseen:returned:') then t.receivable else 0 end end)
-       ) as c (what, stored, computed)
-    ), found as (
-      select * from differences as d where d.stored is distinct from d.computed
+      select h.* from doorkey.credit_holds as h
+       where (h.user_id, h.idempotency_key)
+             > (coalesce(p_after_user, '00000000-0000-0000-0000-000000000000'), coalesce(p_after_key, ''))
+       order by h.user_id, h.idempotency_key limit p_rows
+    ), found as materialized (
+      select h.user_id, h.cost_micros, h.idempotency_key
+        from page as h
+       where h.state = 'settled' and h.user_id is distinct from (
+         select t.user_id from public.credit_transactions as t
+          where t.type = 'usage' and t.idempotency_key = 'hold:' || h.id)
     )
     select jsonb_build_object(
-      'users', (select count(*) from page),
-      -- For whoever waits: how many there are in all, told with the first page only.
-      'all_users', case when p_after_user is null then (select count(*) from public.credit_accounts) end,
-      'last_user', (select g.user_id from page as g order by g.user_id desc limit 1),
-      'transactions', (select count(*) from transactions),
+      'receipts', (select count(*) from page),
+      'next', (select jsonb_build_object('after_user', l.user_id, 'after_key', l.idempotency_key)
+                 from (select * from page as g order by g.user_id desc, g.idempotency_key desc limit 1) as l
+                where (select count(*) from page) = p_rows),
       'different', (select count(*) from found),
       'differences', coalesce((
         select jsonb_agg(jsonb_build_object(
-                 'user_id', f.user_id, 'transaction_id', f.transaction_id, 'what', f.what,
-                 -- As text: no figure is rounded on its way.
-                 'stored_micros', f.stored::text, 'computed_micros', f.computed::text)
-               order by f.user_id, f.transaction_id nulls first, f.what)
-          from (select * from found as o order by o.user_id, o.transaction_id nulls first, o.what limit 1000) as f),
-        '[]')));
+                 'user_id', f.user_id, 'transaction_id', null, 'what', 'receipt without a transaction',
+                 'stored_micros', f.cost_micros::text, 'computed_micros', '0')
+               order by f.user_id, f.idempotency_key)
+          from (select * from found as o order by o.user_id, o.idempotency_key limit 1000) as f), '[]')));
 end
 $function$;
 
-revoke all on function "doorkey"."verify_ledger"(uuid, integer) from public;
+revoke all on function "doorkey"."verify_receipts"(uuid, text, integer) from public;
 
-grant execute on function "doorkey"."verify_ledger"(uuid, integer) to "service_role";
+grant execute on function "doorkey"."verify_receipts"(uuid, text, integer) to "service_role";
 
 -- doorkey.want
 

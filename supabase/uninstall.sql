@@ -15,7 +15,7 @@ declare
     'get_my_account', 'reveal_key', 'get_doorkey_health', 'request_key_rotation', 'preview_backfill', 'backfill_users',
     'get_backfill_progress', 'get_doorkey_connection', 'store_doorkey_connection', 'count_sealed_secrets',
     'list_sealed_secrets', 'reseal_secrets', 'reserve_credits', 'settle_credits', 'release_credits', 'expire_holds',
-    'post_credits', 'reverse_transaction', 'verify_ledger',
+    'post_credits', 'reverse_transaction', 'verify_ledger', 'verify_receipts',
     'renew_periods', 'expire_lots', 'change_plan',
     'claim_my_provisioning', 'finish_my_provisioning', 'finish_my_key_update', 'finish_my_key_deletion',
     'defer_my_provisioning', 'hold_my_provisioning', 'recheck_my_key', 'reveal_my_key', 'request_my_key_rotation',

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
-from functions.clients.supabase import DatabaseBusy, Supabase
+from functions.clients.supabase import DatabaseBusy, Rpc, Supabase
 from functions.credits import store
 
 USERS_PER_PAGE = 200
-MAX_PAGES = 100_000
+TRANSACTIONS_PER_PAGE = 10_000
+HOLDS_PER_PAGE = 10_000
+MAX_PAGES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -24,25 +28,27 @@ class Difference:
         user_id: whose.
         transaction_id: of the transaction that is wrong in itself; None: it is about the user's account.
         what: which figure.
-        stored_micros: as it stands.
-        computed_micros: as it must be.
+        stored_micros: as it stands; None: there is none.
+        computed_micros: as it must be; None: there must be none.
     """
 
     user_id: UUID
     transaction_id: int | None
     what: str
-    stored_micros: int
-    computed_micros: int
+    stored_micros: Decimal | None
+    computed_micros: Decimal | None
 
 
 @dataclass(frozen=True)
 class Page:
-    """Some users, verified at one moment.
+    """Some users, or a part of one, verified; or some receipts.
 
     Attributes:
-        users: how many.
+        users: how many were finished.
         all_users: how many there are; None: said with the first page only.
-        transactions: how many of theirs were added up.
+        transactions: how many were added up.
+        receipts: how many holds were looked at from their side.
+        unfinished: whose transactions go on on the next page; None: nobody's.
         different: how many figures differ.
         differences: those, up to a bound.
     """
@@ -50,42 +56,70 @@ class Page:
     users: int
     all_users: int | None
     transactions: int
+    receipts: int
+    unfinished: UUID | None
     different: int
     differences: tuple[Difference, ...]
 
 
 async def verify(database: Supabase) -> AsyncIterator[Page]:
-    """Verifies everybody, page after page; one that takes the database too long is asked for again, half as long.
+    """Verifies everybody, page after page: all transactions, and then all receipts from the other side.
+
+    A page that takes the database too long is asked for again, half as long.
 
     Raises:
         SupabaseError: the database did not answer. It can be begun again at any time: nothing is changed.
     """
-    last_user: str | None = None
-    rows = USERS_PER_PAGE
+    start: dict[str, Any] = {"after_user": None, "after_transaction": None, "carried": None}
+    sizes = {"user_rows": USERS_PER_PAGE, "transaction_rows": TRANSACTIONS_PER_PAGE}
+    async for page in _pages(database, store.VERIFY, start, sizes):
+        yield page
+    start = {"after_user": None, "after_key": None}
+    async for page in _pages(database, store.VERIFY_RECEIPTS, start, {"hold_rows": HOLDS_PER_PAGE}):
+        yield page
+
+
+async def _pages(
+    database: Supabase, rpc: Rpc, start: dict[str, Any], sizes: dict[str, int]
+) -> AsyncIterator[Page]:
+    """From the start to where the door says that nothing follows; where it goes on, the door says too."""
+    after = start
     for _ in range(MAX_PAGES):
         try:
-            page = await database.call(store.VERIFY, {"after_user": last_user, "user_rows": rows})
+            answer = await database.call(rpc, {**after, **sizes})
         except DatabaseBusy:
-            if rows == 1:
+            if max(sizes.values()) == 1:
                 raise
-            rows = rows // 2
+            sizes = {name: max(rows // 2, 1) for name, rows in sizes.items()}
             continue
-        yield Page(
-            users=page["users"],
-            all_users=page["all_users"],
-            transactions=page["transactions"],
-            different=page["different"],
-            differences=tuple(
-                Difference(
-                    UUID(found["user_id"]),
-                    found["transaction_id"],
-                    found["what"],
-                    int(found["stored_micros"]),
-                    int(found["computed_micros"]),
-                )
-                for found in page["differences"]
-            ),
-        )
-        last_user = page["last_user"]
-        if page["users"] < rows:
+        after = answer["next"]
+        yield _page(answer)
+        if after is None:
             return
+    raise RuntimeError(f"the ledger has more than {MAX_PAGES} pages")
+
+
+def _page(answer: dict[str, Any]) -> Page:
+    follows = answer["next"] or {}
+    return Page(
+        users=answer.get("users", 0),
+        all_users=answer.get("all_users"),
+        transactions=answer.get("transactions", 0),
+        receipts=answer.get("receipts", 0),
+        unfinished=UUID(follows["after_user"]) if follows.get("carried") else None,
+        different=answer["different"],
+        differences=tuple(
+            Difference(
+                UUID(found["user_id"]),
+                found["transaction_id"],
+                found["what"],
+                _micros(found["stored_micros"]),
+                _micros(found["computed_micros"]),
+            )
+            for found in answer["differences"]
+        ),
+    )
+
+
+def _micros(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)

@@ -53,7 +53,10 @@ POST = Rpc(
 REVERSE = Rpc(
     "reverse_transaction", ("transaction_id", "idempotency_key", "reason", "actor", "request_id"), "service_role"
 )
-VERIFY = Rpc("verify_ledger", ("after_user", "user_rows"), "service_role")
+VERIFY = Rpc(
+    "verify_ledger", ("after_user", "after_transaction", "carried", "user_rows", "transaction_rows"), "service_role"
+)
+VERIFY_RECEIPTS = Rpc("verify_receipts", ("after_user", "after_key", "hold_rows"), "service_role")
 
 _REFUSALS: tuple[type[DoorkeyError], ...] = (
     AlreadyReversed,

@@ -46,6 +46,9 @@ create table if not exists public.credit_accounts (
   unreturned_micros bigint not null default 0 check (unreturned_micros >= 0),
   -- What has been charged since the period began: what the plan's cap is about.
   period_spent_micros bigint not null default 0,
+  -- The last that was posted. Whoever posts has locked the account before the number is drawn, and keeps it until the end:
+  -- so nothing of this user with a lower number is yet to come, though other users' may be.
+  last_transaction_id bigint not null default 0,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   check ((period_started_at is null) = (period_ends_at is null)),
@@ -168,7 +171,8 @@ begin
            coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
            coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
            coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
+           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent,
+           max(a.transaction_id) as last_id
       from added as a
      group by 1
   loop
@@ -179,6 +183,7 @@ begin
            debt_micros = c.debt_micros - v_moved.debt,
            receivable_micros = c.receivable_micros - v_moved.receivable,
            period_spent_micros = c.period_spent_micros + v_moved.spent,
+           last_transaction_id = v_moved.last_id,
            updated_at = now()
      where c.user_id = v_moved.user_id;
   end loop;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +18,8 @@ from tests.support.doors import Doors, refused
 
 CREDITS = 1000
 LEDGER = ("doorkey.ledger_entries", "public.credit_transactions")
+# A page for all that a test has, and pages of which a user needs many.
+WIDE, NARROW = (100, 1000), (1, 2)
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ async def credit_doors(database: Database) -> Credits:
 
 @pytest.fixture
 async def user_id(credit_doors: Credits) -> uuid.UUID:
-    """Somebody to whom everything has happened; they own 300 more, owe nothing, hold 100, and 50 are leaving."""
+    """Somebody to whom everything has happened: they bought 300, hold 100, 50 are leaving, and some was used unseen."""
     doors, user_id = Doors(credit_doors.database), await credit_doors.database.insert_user()
     await doors.make_ready(user_id)
     spent = (await credit_doors.reserve(user_id, 200))["hold_id"]
@@ -37,92 +41,227 @@ async def user_id(credit_doors: Credits) -> uuid.UUID:
     await doors.finish_key_update(await doors.claimed(user_id))
     await credit_doors.reserve(user_id, 100)
     await credit_doors.post(user_id, -50)
+    await use_unseen(credit_doors.database, user_id, "12.5", "2.5")
     return user_id
 
 
-async def verified(database: Database, after: uuid.UUID | None = None, rows: int | None = 100) -> dict[str, Any]:
+async def use_unseen(database: Database, user_id: uuid.UUID, cost_micros: str, returned_micros: str) -> None:
+    """OpenRouter billed something without a receipt, and a part of it turned out to have one."""
+    key_hash = "(select key_hash from doorkey.provisioning where user_id = %s)"
+    await database.run(
+        f"select doorkey.post_unheld_cost(%s, {key_hash}, current_date, %s::numeric, 'unseen:test', 'r')",
+        (user_id, user_id, cost_micros),
+    )
+    await database.run(
+        f"select doorkey.return_unseen(%s, {key_hash}, %s::numeric, 'r')", (user_id, user_id, returned_micros)
+    )
+
+
+async def pages(database: Database, users: object = 100, transactions: object = 1000) -> AsyncIterator[dict[str, Any]]:
+    """One after the other, as the command asks for them."""
+    after: dict[str, Any] | None = {"after_user": None, "after_transaction": None, "carried": None}
+    while after is not None:
+        page = await ask(
+            database,
+            "verify_ledger(%s, %s, %s, %s, %s)",
+            *(after["after_user"], after["after_transaction"], after["carried"], users, transactions),
+        )
+        yield page
+        after = page["next"]
+    after = {"after_user": None, "after_key": None}
+    while after is not None:
+        page = await ask(database, "verify_receipts(%s, %s, %s)", after["after_user"], after["after_key"], transactions)
+        yield page
+        after = page["next"]
+
+
+async def ask(database: Database, door: str, *arguments: object) -> dict[str, Any]:
     async with database.acting_as("service_role") as connection:
-        answer = await (
-            await connection.execute("select public.verify_ledger(%s, %s) as page", (after, rows))
-        ).fetchone()
+        answer = await (await connection.execute(f"select public.{door} as page", arguments)).fetchone()
     assert answer is not None
     page: dict[str, Any] = answer["page"]
+    assert page["different"] == len(page["differences"])
     return page
 
 
-async def test_nothing_differs_after_everything_that_can_happen(credit_doors: Credits, user_id: uuid.UUID) -> None:
-    page = await verified(credit_doors.database)
-    assert (page["users"], page["all_users"], page["last_user"]) == (1, 1, str(user_id))
-    assert page["transactions"] == await credit_doors.database.value("select count(*) from public.credit_transactions")
-    assert (page["different"], page["differences"]) == (0, [])
+async def differences(database: Database, size: tuple[int, int] = WIDE) -> list[dict[str, Any]]:
+    """All that differ, with everybody's pages of this size."""
+    return [found async for page in pages(database, *size) for found in page["differences"]]
 
 
+@pytest.mark.parametrize("size", [WIDE, NARROW, (3, 1), (2, 5)])
+async def test_nothing_differs_after_everything_that_can_happen(
+    credit_doors: Credits, user_id: uuid.UUID, size: tuple[int, int]
+) -> None:
+    """However few transactions a page takes: each is counted once."""
+    read = [page async for page in pages(credit_doors.database, *size)]
+    assert [found for page in read for found in page["differences"]] == []
+    assert (sum(page.get("users", 0) for page in read), read[0]["all_users"]) == (1, 1)
+    for counted, table in (("transactions", "public.credit_transactions"), ("receipts", "doorkey.credit_holds")):
+        rows = await credit_doors.database.value(f"select count(*) from {table}")
+        assert sum(page.get(counted, 0) for page in read) == rows
+        assert max(page.get(counted, 0) for page in read) <= size[1]
+
+
+HOLD = "(select id from doorkey.credit_holds where state = 'settled')"
+OF_OPERATOR = "(select id from public.credit_transactions where idempotency_key = 'operator:p')"
+# What is done to the rows, and what is found: whatever hangs on the same row is named too.
 CORRUPTIONS = {
-    "available": "update public.credit_accounts set available_micros = available_micros + 1",
-    "held": "update public.credit_accounts set held_micros = held_micros + 1",
-    "leaving": "update public.credit_accounts set leaving_micros = leaving_micros + 1",
-    "debt": "update public.credit_accounts set debt_micros = debt_micros + 1",
-    "receivable": "update public.credit_accounts set receivable_micros = receivable_micros + 1",
-    "open holds": "update doorkey.credit_holds set state = 'expired', held_micros = 0, closed_at = now()"
-    " where state = 'open'",
-    "lots": "update doorkey.credit_lots set remaining_micros = remaining_micros - 1 where amount_micros = 300",
-    "size of the lot": "update doorkey.credit_lots set amount_micros = amount_micros + 1 where amount_micros = 300",
-    "takings": "update doorkey.credit_takings set taken_micros = taken_micros - 1 where left_transaction_id is null",
-    "charges": "update doorkey.credit_holds set charged_micros = charged_micros + 1 where state = 'settled'",
-    "cost of the keys": "update public.openrouter_user_keys set charged_cost_micros = charged_cost_micros + 0.25",
-    "unseen": "update doorkey.key_usage set unseen_charged_micros = unseen_charged_micros + 0.5,"
-    " unseen_micros = unseen_micros + 0.5",
-    "sum of entries": "update doorkey.ledger_entries set amount_micros = amount_micros - 1 where account = 'granted'"
-    " and transaction_id = (select id from public.credit_transactions where idempotency_key = 'operator:p')",
-    "amount": "update public.credit_transactions set amount_micros = amount_micros + 1"
-    " where idempotency_key = 'operator:p'",
+    "available": ("update public.credit_accounts set available_micros = available_micros + 1", {"available"}),
+    "held": ("update public.credit_accounts set held_micros = held_micros + 1", {"held"}),
+    "leaving": ("update public.credit_accounts set leaving_micros = leaving_micros + 1", {"leaving"}),
+    "debt": ("update public.credit_accounts set debt_micros = debt_micros + 1", {"debt"}),
+    "receivable": ("update public.credit_accounts set receivable_micros = receivable_micros + 1", {"receivable"}),
+    "the last transaction": (
+        "update public.credit_accounts set last_transaction_id = last_transaction_id - 1",
+        {"available", "lots"},
+    ),
+    "open holds": (
+        "update doorkey.credit_holds set state = 'expired', held_micros = 0, closed_at = now() where state = 'open'",
+        {"open holds"},
+    ),
+    "lots": (
+        "update doorkey.credit_lots set remaining_micros = remaining_micros - 1 where amount_micros = 300",
+        {"lots"},
+    ),
+    "size of the lot": (
+        "update doorkey.credit_lots set amount_micros = amount_micros + 1 where amount_micros = 300",
+        {"size of the lot"},
+    ),
+    "takings": (
+        "update doorkey.credit_takings set taken_micros = taken_micros - 1 where left_transaction_id is null",
+        {"takings"},
+    ),
+    "charge of a call": (
+        "update doorkey.credit_holds set charged_micros = charged_micros + 1 where state = 'settled'",
+        {"charges"},
+    ),
+    "charge without a receipt": ("update doorkey.unheld_costs set charged_micros = charged_micros + 1", {"charges"}),
+    "a call that was never settled": (
+        "update doorkey.credit_holds set state = 'expired', settled_at = null, cost_micros = null,"
+        " charged_micros = null, owed_micros = null, provider = null, model = null, generation_id = null"
+        " where state = 'settled'",
+        {"charges", "cost of the keys"},
+    ),
+    "a call of somebody else's": (
+        "update doorkey.credit_holds set user_id = gen_random_uuid() where state = 'settled'",
+        {"charges", "cost of the keys", "receipt without a transaction"},
+    ),
+    "spent without a charge": (
+        "insert into doorkey.ledger_entries values ((select max(id) from public.credit_transactions"
+        " where type = 'hold'), 'spent', 1), ((select max(id) from public.credit_transactions where type = 'hold'),"
+        " 'granted', -1)",
+        {"charges"},
+    ),
+    "cost of a call": (
+        "update doorkey.credit_holds set cost_micros = cost_micros + 0.25 where state = 'settled'",
+        {"cost of the keys"},
+    ),
+    "cost of the keys": (
+        "update public.openrouter_user_keys set charged_cost_micros = charged_cost_micros + 0.25",
+        {"cost of the keys"},
+    ),
+    "cost without a receipt": (
+        "update doorkey.unheld_costs set cost_micros = cost_micros + 0.25",
+        {"cost of the keys", "unseen"},
+    ),
+    "what was returned": (
+        "update doorkey.unheld_costs set returned_micros = returned_micros - 0.25",
+        {"cost of the keys", "unseen"},
+    ),
+    "unseen": (
+        "update doorkey.key_usage set unseen_charged_micros = unseen_charged_micros + 0.5,"
+        " unseen_micros = unseen_micros + 0.5",
+        {"unseen"},
+    ),
+    "receipt without a transaction": (
+        "insert into doorkey.credit_holds select (h).* from (select jsonb_populate_record(h, jsonb_build_object('id',"
+        " gen_random_uuid(), 'idempotency_key', 'invented')) as h from doorkey.credit_holds as h"
+        " where h.state = 'settled') as invented",
+        {"receipt without a transaction"},
+    ),
+    "sum of entries": (
+        "update doorkey.ledger_entries set amount_micros = amount_micros - 1 where account = 'granted'"
+        f" and transaction_id = {OF_OPERATOR}",
+        {"sum of entries"},
+    ),
+    # A transaction's amount is what its lot must be, too.
+    "amount": (
+        "update public.credit_transactions set amount_micros = amount_micros + 1 where idempotency_key = 'operator:p'",
+        {"amount", "size of the lot"},
+    ),
+    "an entry that is lost": (
+        f"delete from doorkey.ledger_entries where account = 'available' and transaction_id = {OF_OPERATOR}",
+        {"available", "lots", "sum of entries", "amount"},
+    ),
+    "a transaction that is lost": (
+        "with lost as (delete from public.credit_transactions where type = 'usage' and idempotency_key like 'hold:%'"
+        " returning id) delete from doorkey.ledger_entries where transaction_id in (select id from lost)",
+        {"available", "held", "open holds", "lots", "cost of the keys", "receipt without a transaction"},
+    ),
 }
 
 
-@pytest.mark.parametrize("what", CORRUPTIONS)
-async def test_what_is_corrupted_is_named(credit_doors: Credits, user_id: uuid.UUID, what: str) -> None:
+async def corrupt(database: Database, statement: str) -> None:
     """As superuser, without the triggers that refuse it: a bad restore, or somebody who means well."""
-    async with credit_doors.database.connect() as connection:
+    async with database.connect() as connection:
         await connection.execute("set session_replication_role = replica")
-        await connection.execute(CORRUPTIONS[what])
-    page = await verified(credit_doors.database)
-    named = {found["what"]: found for found in page["differences"]}
-    assert page["different"] == len(page["differences"])
-    # A transaction's amount is what its lot must be, too.
-    assert set(named) == ({"amount", "size of the lot"} if what == "amount" else {what})
-    assert named[what]["user_id"] == str(user_id)
-    assert Decimal(named[what]["stored_micros"]) != Decimal(named[what]["computed_micros"])
+        changed = await connection.execute(statement)
+        assert changed.rowcount > 0
 
 
 @pytest.mark.usefixtures("user_id")
-async def test_an_entry_that_is_lost_is_missed_everywhere(credit_doors: Credits) -> None:
-    async with credit_doors.database.connect() as connection:
-        await connection.execute("set session_replication_role = replica")
-        await connection.execute(
-            "delete from doorkey.ledger_entries where account = 'available' and amount_micros = 300"
-        )
-    page = await verified(credit_doors.database)
-    assert {found["what"] for found in page["differences"]} == {"available", "lots", "sum of entries", "amount"}
-    (available,) = (found for found in page["differences"] if found["what"] == "available")
-    assert int(available["stored_micros"]) - int(available["computed_micros"]) == 300
+@pytest.mark.parametrize("what", CORRUPTIONS)
+async def test_what_is_corrupted_is_named(credit_doors: Credits, user_id: uuid.UUID, what: str) -> None:
+    """By the same names, whether a user fits on a page or not."""
+    statement, names = CORRUPTIONS[what]
+    await corrupt(credit_doors.database, statement)
+    found = await differences(credit_doors.database)
+    assert {row["what"] for row in found} == names
+    if what != "a call of somebody else's":
+        assert {row["user_id"] for row in found} == {str(user_id)}
+    assert all(Decimal(row["stored_micros"]) != Decimal(row["computed_micros"]) for row in found)
+    narrow = await differences(credit_doors.database, NARROW)
+    assert sorted(map(str, narrow)) == sorted(map(str, found))
+
+
+@pytest.mark.usefixtures("user_id")
+async def test_what_differs_by_a_fraction_is_told_exactly(credit_doors: Credits) -> None:
+    await corrupt(credit_doors.database, CORRUPTIONS["cost of the keys"][0])
+    (found,) = await differences(credit_doors.database)
+    assert Decimal(found["stored_micros"]) - Decimal(found["computed_micros"]) == Decimal("0.25")
 
 
 async def test_pages_follow_each_other_and_everybody_is_verified_once(credit_doors: Credits) -> None:
     for _ in range(5):
         await Doors(credit_doors.database).make_ready(await credit_doors.database.insert_user())
     await credit_doors.database.run("update public.credit_accounts set available_micros = available_micros + 1")
-    found, last, sizes = [], None, []
-    for _ in range(3):
-        page = await verified(credit_doors.database, last, 2)
-        sizes.append((page["users"], page["all_users"]))
-        found += [row["user_id"] for row in page["differences"] if row["what"] == "available"]
-        last = page["last_user"]
-    assert sizes == [(2, 5), (2, None), (1, None)]
-    assert len(set(found)) == len(found) == 5
-    assert (await verified(credit_doors.database, last))["users"] == 0
-    for rows in (None, 0, 1001):
+    # As many users as a page has, or as many transactions, or one less or more.
+    for size in itertools.product((1, 2, 5, 6), (1, 2, 5, 6)):
+        found = await differences(credit_doors.database, size)
+        assert len(found) == len({row["user_id"] for row in found}) == 5
+    read = [page async for page in pages(credit_doors.database, 2)]
+    assert [(page["users"], page["all_users"]) for page in read if "users" in page] == [(2, 5), (2, None), (1, None)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *((None, None, None, users, 1) for users in (None, 0, 1001)),
+        *((None, None, None, 1, transactions) for transactions in (None, 0, 100_001)),
+        (None, 1, None, 1, 1),
+        (None, None, "[]", 1, 1),
+        (uuid.uuid4(), 1, "[]", 1, 1),
+    ],
+)
+async def test_a_page_that_there_cannot_be_is_refused(
+    credit_doors: Credits, user_id: uuid.UUID, arguments: tuple[object, ...]
+) -> None:
+    with refused("PT422", "page_out_of_range"):
+        await ask(credit_doors.database, "verify_ledger(%s, %s, %s, %s, %s)", *arguments)
+    for after, key, rows in ((None, None, 0), (None, None, 100_001), (None, None, None), (user_id, None, 1)):
         with refused("PT422", "page_out_of_range"):
-            await verified(credit_doors.database, None, rows)
+            await ask(credit_doors.database, "verify_receipts(%s, %s, %s)", after, key, rows)
 
 
 # -- nobody can -------------------------------------------------------------------------------------------------------
