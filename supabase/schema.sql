@@ -70,24 +70,25 @@ create type "doorkey"."provisioning_state" as enum (
 -- public.credit_accounts
 
 create table "public"."credit_accounts" (
-  "user_id"             uuid                     not null,
-  "plan_id"             text                     not null,
-  "referral_code"       text,
-  "available_micros"    bigint                   not null default 0,
-  "held_micros"         bigint                   not null default 0,
-  "leaving_micros"      bigint                   not null default 0,
-  "debt_micros"         bigint                   not null default 0,
-  "receivable_micros"   bigint                   not null default 0,
-  "remainder_micros"    numeric                  not null default 0,
-  "period_started_at"   timestamp with time zone,
-  "period_ends_at"      timestamp with time zone,
-  "period_number"       integer                  not null default 0,
-  "pending_plan_id"     text,
-  "unreturned_micros"   bigint                   not null default 0,
-  "period_spent_micros" bigint                   not null default 0,
-  "last_transaction_id" bigint                   not null default 0,
-  "created_at"          timestamp with time zone not null default now(),
-  "updated_at"          timestamp with time zone not null default now(),
+  "user_id"                     uuid                     not null,
+  "plan_id"                     text                     not null,
+  "referral_code"               text,
+  "available_micros"            bigint                   not null default 0,
+  "held_micros"                 bigint                   not null default 0,
+  "leaving_micros"              bigint                   not null default 0,
+  "debt_micros"                 bigint                   not null default 0,
+  "receivable_micros"           bigint                   not null default 0,
+  "remainder_micros"            numeric                  not null default 0,
+  "period_started_at"           timestamp with time zone,
+  "period_ends_at"              timestamp with time zone,
+  "period_number"               integer                  not null default 0,
+  "pending_plan_id"             text,
+  "unreturned_micros"           bigint                   not null default 0,
+  "period_spent_micros"         bigint                   not null default 0,
+  "period_after_transaction_id" bigint                   not null default 0,
+  "last_transaction_id"         bigint                   not null default 0,
+  "created_at"                  timestamp with time zone not null default now(),
+  "updated_at"                  timestamp with time zone not null default now(),
   constraint "credit_accounts_available_micros_check" check ((available_micros >= 0)),
   constraint "credit_accounts_check1" check ((period_ends_at > period_started_at)),
   constraint "credit_accounts_check" check (((period_started_at IS NULL) = (period_ends_at IS NULL))),
@@ -410,6 +411,7 @@ create table "doorkey"."credit_holds" (
   "generation_id"          text,
   "cost_micros"            numeric,
   "tokens"                 bigint,
+  "price_micros"           numeric,
   "charged_micros"         bigint,
   "owed_micros"            bigint,
   "created_at"             timestamp with time zone not null default now(),
@@ -425,6 +427,7 @@ create table "doorkey"."credit_holds" (
   constraint "credit_holds_cost_micros_check" check (((cost_micros >= (0)::numeric) AND (cost_micros <= ('1000000000000'::bigint)::numeric))),
   constraint "credit_holds_idempotency_key_check" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
   constraint "credit_holds_pkey" primary key (id),
+  constraint "credit_holds_price_micros_check" check ((price_micros >= (0)::numeric)),
   constraint "credit_holds_tokens_check" check (((tokens >= 0) AND (tokens <= 1000000000))),
   constraint "one_hold_for_each_key_of_a_user" unique (user_id, idempotency_key),
   constraint "credit_holds_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
@@ -445,7 +448,7 @@ alter table "doorkey"."credit_holds"
 
 alter table "doorkey"."credit_holds"
   add constraint "settled_exactly_with_a_cost" check ((((state = 'settled'::doorkey.hold_state) = (settled_at IS
-    NOT NULL)) AND (num_nulls(settled_at, cost_micros, charged_micros, owed_micros) = ANY (ARRAY[0, 4]))));
+    NOT NULL)) AND (num_nulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros) = ANY (ARRAY[0, 5]))));
 
 alter table "doorkey"."credit_holds"
   add constraint "settled_with_its_call" check (((state = 'settled'::doorkey.hold_state) OR (num_nonnulls(tokens, provider, model, generation_id) = 0)));
@@ -2415,6 +2418,7 @@ create or replace function doorkey.add_up (
     spent          numeric,
     charged_micros bigint,
     cost_micros    numeric,
+    price_micros   numeric,
     lot_micros     bigint,
     is_return      boolean
   )
@@ -2424,7 +2428,7 @@ create or replace function doorkey.add_up (
   set search_path to ''
   AS $function$
   select t.id, t.user_id, t.amount_micros, e.total, e.own, e.available, e.held, e.leaving, e.debt, e.receivable, e.spent,
-         coalesce(h.charged_micros, c.charged_micros), h.cost_micros, l.amount_micros,
+         coalesce(h.charged_micros, c.charged_micros), h.cost_micros, h.price_micros, l.amount_micros,
          starts_with(t.idempotency_key, 'unseen:returned:')
     from unnest(p_transaction_ids) as i (id)
    cross join lateral (select * from public.credit_transactions as x where x.id = i.id limit 1) as t
@@ -2760,7 +2764,8 @@ begin
     update public.credit_accounts as a
        set plan_id = b.plan_id, pending_plan_id = null, period_started_at = b.starts_at, period_ends_at = b.ends_at,
            period_number = a.period_number + case when b.ends_at is null then 0 else 1 end,
-           unreturned_micros = 0, period_spent_micros = 0, updated_at = now()
+           unreturned_micros = 0, period_spent_micros = 0, period_after_transaction_id = a.last_transaction_id,
+           updated_at = now()
       from before as b where a.user_id = b.user_id
   ), noted as (
     select doorkey.write_audit(p_actor, 'plan.changed', b.user_id, p_request_id, jsonb_build_object(
@@ -6179,6 +6184,7 @@ create or replace function doorkey.open_books (
   returns table (
     user_id             uuid,
     last_transaction_id bigint,
+    period_after_id     bigint,
     what                text,
     stored              numeric,
     computed            numeric
@@ -6188,16 +6194,18 @@ create or replace function doorkey.open_books (
   security definer
   set search_path to ''
   AS $function$
-  select a.user_id, a.last_transaction_id, c.what, coalesce(c.stored, 0), coalesce(c.computed, 0)
+  select a.user_id, a.last_transaction_id, a.period_after_transaction_id, c.what, coalesce(c.stored, 0),
+         coalesce(c.computed, 0)
     from unnest(p_user_ids) as u (id)
    cross join lateral (select * from public.credit_accounts as b where b.user_id = u.id limit 1) as a
    cross join lateral (
      select sum(k.charged_cost_micros) as charged_cost, sum(doorkey.held_through(k.key_hash)) as held,
-            sum(g.unseen_micros) as unseen, sum(n.cost) as unheld_cost
+            sum(g.unseen_micros) as unseen, sum(n.cost) as unheld_cost, sum(n.price) as unheld_price
        from public.openrouter_user_keys as k
        left join lateral (select * from doorkey.key_usage as x where x.key_hash = k.key_hash limit 1) as g on true
       cross join lateral (
-        select sum(x.cost_micros - x.returned_micros) as cost
+        select sum(x.cost_micros - x.returned_micros) as cost,
+               sum((x.cost_micros - x.returned_micros) * x.markup) as price
           from doorkey.unheld_costs as x where x.key_hash = k.key_hash) as n
       where k.user_id = a.user_id) as k
    cross join lateral (values
@@ -6211,6 +6219,9 @@ create or replace function doorkey.open_books (
                 where l.user_id = a.user_id and l.remaining_micros > 0), 0),
      ('takings', (select sum(g.taken_micros) from doorkey.credit_takings as g
                    where g.user_id = a.user_id and g.left_transaction_id is null and g.taken_micros > 0), 0),
+     ('spent in the period', a.period_spent_micros, 0),
+     -- What all prices come to beyond what was charged.
+     ('remainder', a.remainder_micros, k.unheld_price),
      -- What keys are limited by hangs on it.
      ('cost of the keys', k.charged_cost, k.unheld_cost),
      ('unseen', k.unseen, k.unheld_cost)) as c (what, stored, computed);
@@ -6317,6 +6328,7 @@ create or replace function doorkey.post_charge (
   p_provider        text,
   p_model           text,
   p_request_id      text,
+  OUT               price_micros numeric,
   OUT               charged_micros bigint,
   OUT               owed_micros bigint,
   OUT               is_above_cost boolean,
@@ -6330,7 +6342,6 @@ create or replace function doorkey.post_charge (
 declare
   v_account record;
   v_plan public.plans;
-  v_price numeric;
   v_carried numeric;
   v_from_held bigint;
   v_from_available bigint;
@@ -6339,9 +6350,9 @@ begin
   select a.available_micros, a.debt_micros, a.remainder_micros, p as plan into strict v_account
     from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = p_user_id;
   v_plan := v_account.plan;
-  v_price := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
-  is_above_cost := v_price > p_cost_micros * v_plan.markup;
-  v_carried := v_price + v_account.remainder_micros;
+  price_micros := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
+  is_above_cost := price_micros > p_cost_micros * v_plan.markup;
+  v_carried := price_micros + v_account.remainder_micros;
   charged_micros := floor(v_carried);
   v_from_held := case when v_plan.is_uncapped then 0 else least(p_held_micros, charged_micros) end;
   v_from_available := case when v_plan.is_uncapped then 0
@@ -7292,7 +7303,8 @@ begin
   ), moved as (
     update public.credit_accounts as a
        set period_started_at = d.starts_at, period_ends_at = d.ends_at, period_number = a.period_number + 1,
-           unreturned_micros = 0, period_spent_micros = 0, updated_at = now()
+           unreturned_micros = 0, period_spent_micros = 0, period_after_transaction_id = a.last_transaction_id,
+           updated_at = now()
       from due as d where a.user_id = d.user_id and d.is_untouched
   ), lots as (
     update doorkey.credit_lots as l set expires_at = d.ends_at
@@ -8022,8 +8034,8 @@ begin
    where k.key_hash = v_hold.key_hash;
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
-         cost_micros = p_cost_micros, tokens = p_tokens, charged_micros = v_charge.charged_micros,
-         owed_micros = v_charge.owed_micros, closed_at = coalesce(h.closed_at, now()), settled_at = now()
+         cost_micros = p_cost_micros, tokens = p_tokens, price_micros = v_charge.price_micros,
+         charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros, closed_at = coalesce(h.closed_at, now()), settled_at = now()
    where h.id = v_hold.id;
   perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
   if v_charge.is_above_cost then
@@ -8908,22 +8920,25 @@ begin
       union all
       select p_after_user, c.*
         from jsonb_to_recordset(p_carried::jsonb)
-          as c (last_transaction_id bigint, what text, stored numeric, computed numeric)
+          as c (last_transaction_id bigint, period_after_id bigint, what text, stored numeric, computed numeric)
     ), counted as materialized (
-      select a.*
+      select a.*, a.transaction_id > o.period_after_id as is_of_period
         from doorkey.add_up(v_ids) as a
-        join (select distinct o.user_id, o.last_transaction_id from opened as o) as o on o.user_id = a.user_id
+        join (select distinct o.user_id, o.last_transaction_id, o.period_after_id from opened as o) as o on o.user_id = a.user_id
        where a.transaction_id <= o.last_transaction_id
     ), sums as (
       select c.user_id, sum(c.available) as available, sum(c.held) as held, sum(c.leaving) as leaving,
-             sum(c.debt) as debt, sum(c.receivable) as receivable, sum(c.cost_micros) as cost
+             sum(c.debt) as debt, sum(c.receivable) as receivable, sum(c.cost_micros) as cost,
+             coalesce(sum(c.price_micros), 0) - sum(c.spent) as uncharged,
+             sum(c.spent) filter (where c.is_of_period) as spent_in_period
         from counted as c group by c.user_id
     ), figures as materialized (
-      select o.user_id, o.last_transaction_id, o.what, o.stored, o.computed + coalesce(
+      select o.user_id, o.last_transaction_id, o.period_after_id, o.what, o.stored, o.computed + coalesce(
                case o.what when 'available' then s.available when 'held' then s.held when 'leaving' then s.leaving
                            when 'debt' then -s.debt when 'receivable' then -s.receivable
                            when 'open holds' then s.held when 'lots' then s.available + s.held
-                           when 'takings' then s.leaving when 'cost of the keys' then s.cost end, 0) as computed
+                           when 'takings' then s.leaving when 'spent in the period' then s.spent_in_period
+                           when 'remainder' then s.uncharged when 'cost of the keys' then s.cost end, 0) as computed
         from opened as o left join sums as s on s.user_id = o.user_id
     ), found as materialized (
       select f.user_id, null::bigint as transaction_id, f.what, f.stored, f.computed

@@ -79,9 +79,7 @@ async def verify(database: Supabase) -> AsyncIterator[Page]:
         yield page
 
 
-async def _pages(
-    database: Supabase, rpc: Rpc, start: dict[str, Any], sizes: dict[str, int]
-) -> AsyncIterator[Page]:
+async def _pages(database: Supabase, rpc: Rpc, start: dict[str, Any], sizes: dict[str, int]) -> AsyncIterator[Page]:
     """From the start to where the door says that nothing follows; where it goes on, the door says too."""
     after = start
     for _ in range(MAX_PAGES):

@@ -85,6 +85,7 @@ class _Counts:
     of_one: int = 0
 
     def add(self, page: Page) -> None:
+        """Counts a page in."""
         self.users += page.users
         self.transactions += page.transactions
         self.receipts += page.receipts
@@ -93,6 +94,7 @@ class _Counts:
         self.unfinished = page.unfinished
 
     def doing(self) -> str:
+        """What it is at, in a few words."""
         if self.unfinished is not None:
             return f"Verifying {self.unfinished}: {self.of_one:,} transactions"
         return f"Verifying receipts: {self.receipts:,}" if self.receipts else "Verifying"
@@ -126,26 +128,6 @@ def _exact(micros: Decimal | None) -> int | str | None:
     return int(micros) if micros == micros.to_integral_value() else str(micros)
 
 
-def _report(users: int, transactions: int, different: int, found: list[Difference]) -> str:
-    return json.dumps(
-        {
-            "users": users,
-            "transactions": transactions,
-            "different": different,
-            "differences": [
-                {
-                    "user_id": str(difference.user_id),
-                    "transaction_id": difference.transaction_id,
-                    "what": difference.what,
-                    "stored_micros": difference.stored_micros,
-                    "computed_micros": difference.computed_micros,
-                }
-                for difference in found
-            ],
-        }
-    )
-
-
 def _table(found: list[Difference]) -> Table:
     table = Table("User", "Transaction", "What", "Stored", "By the entries", title="In micro-dollars")
     for difference in found[:MAX_ROWS_SHOWN]:
@@ -168,4 +150,5 @@ def _sentence(counts: _Counts) -> str:
     scope = f"{counts.users:,} accounts, {counts.transactions:,} transactions"
     if not counts.different:
         return f"Nothing differs: {scope}, and every figure is what its entries say."
-    return f"{counts.different:,} {'figure differs' if counts.different == 1 else 'figures differ'} from the entries ({scope})."
+    differ = "figure differs" if counts.different == 1 else "figures differ"
+    return f"{counts.different:,} {differ} from the entries ({scope})."

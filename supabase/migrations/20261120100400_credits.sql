@@ -46,6 +46,8 @@ create table if not exists public.credit_accounts (
   unreturned_micros bigint not null default 0 check (unreturned_micros >= 0),
   -- What has been charged since the period began: what the plan's cap is about.
   period_spent_micros bigint not null default 0,
+  -- The last transaction before that: what was posted late counts where it was posted.
+  period_after_transaction_id bigint not null default 0,
   -- The last that was posted. Whoever posts has locked the account before the number is drawn, and keeps it until the end:
   -- so nothing of this user with a lower number is yet to come, though other users' may be.
   last_transaction_id bigint not null default 0,

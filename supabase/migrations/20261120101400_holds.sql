@@ -33,13 +33,15 @@ create table if not exists doorkey.credit_holds (
   request_id text,
   -- What was answered, to answer it again.
   available_after_micros bigint not null check (available_after_micros >= 0),
-  -- The settlement: the provider's cost exactly as received; what was charged for it, and what of that is owed.
+  -- The settlement: the provider's cost exactly as received.
   provider text,
   model text,
   generation_id text,
   cost_micros numeric check (cost_micros between 0 and 1000000000000),
   -- How many tokens it was, if that was said.
   tokens bigint check (tokens between 0 and 1000000000),
+  -- The price to the fraction, what was charged of it and of what was carried, and what of that is owed.
+  price_micros numeric check (price_micros >= 0),
   charged_micros bigint check (charged_micros >= 0),
   owed_micros bigint check (owed_micros between 0 and charged_micros),
   created_at timestamptz not null default now(),
@@ -51,7 +53,7 @@ create table if not exists doorkey.credit_holds (
   constraint holds_only_while_open check (state = 'open' or held_micros = 0),
   constraint settled_exactly_with_a_cost check (
     (state = 'settled') = (settled_at is not null)
-    and num_nulls(settled_at, cost_micros, charged_micros, owed_micros) in (0, 4)),
+    and num_nulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros) in (0, 5)),
   constraint settled_with_its_call check (
     state = 'settled' or num_nonnulls(tokens, provider, model, generation_id) = 0),
   -- Whoever sends keys chooses them: nobody's stands in the way of another's.
@@ -296,14 +298,14 @@ revoke all on function doorkey.price_of(public.plans, numeric, bigint) from publ
 create or replace function doorkey.post_charge(
   p_user_id uuid, p_cost_micros numeric, p_tokens bigint, p_held_micros bigint, p_type text, p_idempotency_key text,
   p_reason text, p_provider text, p_model text, p_request_id text,
-  out charged_micros bigint, out owed_micros bigint, out is_above_cost boolean, out transaction_id bigint
+  out price_micros numeric, out charged_micros bigint, out owed_micros bigint, out is_above_cost boolean,
+  out transaction_id bigint
 )
 language plpgsql security definer set search_path = ''
 as $$
 declare
   v_account record;
   v_plan public.plans;
-  v_price numeric;
   v_carried numeric;
   v_from_held bigint;
   v_from_available bigint;
@@ -312,9 +314,9 @@ begin
   select a.available_micros, a.debt_micros, a.remainder_micros, p as plan into strict v_account
     from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = p_user_id;
   v_plan := v_account.plan;
-  v_price := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
-  is_above_cost := v_price > p_cost_micros * v_plan.markup;
-  v_carried := v_price + v_account.remainder_micros;
+  price_micros := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
+  is_above_cost := price_micros > p_cost_micros * v_plan.markup;
+  v_carried := price_micros + v_account.remainder_micros;
   charged_micros := floor(v_carried);
   v_from_held := case when v_plan.is_uncapped then 0 else least(p_held_micros, charged_micros) end;
   v_from_available := case when v_plan.is_uncapped then 0
@@ -400,8 +402,8 @@ begin
    where k.key_hash = v_hold.key_hash;
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
-         cost_micros = p_cost_micros, tokens = p_tokens, charged_micros = v_charge.charged_micros,
-         owed_micros = v_charge.owed_micros, closed_at = coalesce(h.closed_at, now()), settled_at = now()
+         cost_micros = p_cost_micros, tokens = p_tokens, price_micros = v_charge.price_micros,
+         charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros, closed_at = coalesce(h.closed_at, now()), settled_at = now()
    where h.id = v_hold.id;
   perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
   if v_charge.is_above_cost then

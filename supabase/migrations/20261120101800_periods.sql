@@ -170,7 +170,8 @@ begin
     update public.credit_accounts as a
        set plan_id = b.plan_id, pending_plan_id = null, period_started_at = b.starts_at, period_ends_at = b.ends_at,
            period_number = a.period_number + case when b.ends_at is null then 0 else 1 end,
-           unreturned_micros = 0, period_spent_micros = 0, updated_at = now()
+           unreturned_micros = 0, period_spent_micros = 0, period_after_transaction_id = a.last_transaction_id,
+           updated_at = now()
       from before as b where a.user_id = b.user_id
   ), noted as (
     select doorkey.write_audit(p_actor, 'plan.changed', b.user_id, p_request_id, jsonb_build_object(
@@ -282,7 +283,8 @@ begin
   ), moved as (
     update public.credit_accounts as a
        set period_started_at = d.starts_at, period_ends_at = d.ends_at, period_number = a.period_number + 1,
-           unreturned_micros = 0, period_spent_micros = 0, updated_at = now()
+           unreturned_micros = 0, period_spent_micros = 0, period_after_transaction_id = a.last_transaction_id,
+           updated_at = now()
       from due as d where a.user_id = d.user_id and d.is_untouched
   ), lots as (
     update doorkey.credit_lots as l set expires_at = d.ends_at

@@ -16,19 +16,22 @@ set local statement_timeout = '60s';
 -- adds what it has up to the user's last transaction. Read whole, because it can change: what grows with time, and not
 -- with calls.
 create or replace function doorkey.open_books(p_user_ids uuid[])
-returns table (user_id uuid, last_transaction_id bigint, what text, stored numeric, computed numeric)
+returns table (
+  user_id uuid, last_transaction_id bigint, period_after_id bigint, what text, stored numeric, computed numeric)
 language sql stable security definer set search_path = ''
 as $$
-  select a.user_id, a.last_transaction_id, c.what, coalesce(c.stored, 0), coalesce(c.computed, 0)
+  select a.user_id, a.last_transaction_id, a.period_after_transaction_id, c.what, coalesce(c.stored, 0),
+         coalesce(c.computed, 0)
     from unnest(p_user_ids) as u (id)
    cross join lateral (select * from public.credit_accounts as b where b.user_id = u.id limit 1) as a
    cross join lateral (
      select sum(k.charged_cost_micros) as charged_cost, sum(doorkey.held_through(k.key_hash)) as held,
-            sum(g.unseen_micros) as unseen, sum(n.cost) as unheld_cost
+            sum(g.unseen_micros) as unseen, sum(n.cost) as unheld_cost, sum(n.price) as unheld_price
        from public.openrouter_user_keys as k
        left join lateral (select * from doorkey.key_usage as x where x.key_hash = k.key_hash limit 1) as g on true
       cross join lateral (
-        select sum(x.cost_micros - x.returned_micros) as cost
+        select sum(x.cost_micros - x.returned_micros) as cost,
+               sum((x.cost_micros - x.returned_micros) * x.markup) as price
           from doorkey.unheld_costs as x where x.key_hash = k.key_hash) as n
       where k.user_id = a.user_id) as k
    cross join lateral (values
@@ -42,6 +45,9 @@ as $$
                 where l.user_id = a.user_id and l.remaining_micros > 0), 0),
      ('takings', (select sum(g.taken_micros) from doorkey.credit_takings as g
                    where g.user_id = a.user_id and g.left_transaction_id is null and g.taken_micros > 0), 0),
+     ('spent in the period', a.period_spent_micros, 0),
+     -- What all prices come to beyond what was charged.
+     ('remainder', a.remainder_micros, k.unheld_price),
      -- What keys are limited by hangs on it.
      ('cost of the keys', k.charged_cost, k.unheld_cost),
      ('unseen', k.unseen, k.unheld_cost)) as c (what, stored, computed);
@@ -54,12 +60,12 @@ create or replace function doorkey.add_up(p_transaction_ids bigint[])
 returns table (
   transaction_id bigint, user_id uuid, amount_micros bigint, total numeric, own numeric, available numeric, held numeric,
   leaving numeric, debt numeric, receivable numeric, spent numeric, charged_micros bigint, cost_micros numeric,
-  lot_micros bigint, is_return boolean
+  price_micros numeric, lot_micros bigint, is_return boolean
 )
 language sql stable security definer set search_path = ''
 as $$
   select t.id, t.user_id, t.amount_micros, e.total, e.own, e.available, e.held, e.leaving, e.debt, e.receivable, e.spent,
-         coalesce(h.charged_micros, c.charged_micros), h.cost_micros, l.amount_micros,
+         coalesce(h.charged_micros, c.charged_micros), h.cost_micros, h.price_micros, l.amount_micros,
          starts_with(t.idempotency_key, 'unseen:returned:')
     from unnest(p_transaction_ids) as i (id)
    cross join lateral (select * from public.credit_transactions as x where x.id = i.id limit 1) as t
@@ -160,22 +166,25 @@ begin
       union all
       select p_after_user, c.*
         from jsonb_to_recordset(p_carried::jsonb)
-          as c (last_transaction_id bigint, what text, stored numeric, computed numeric)
+          as c (last_transaction_id bigint, period_after_id bigint, what text, stored numeric, computed numeric)
     ), counted as materialized (
-      select a.*
+      select a.*, a.transaction_id > o.period_after_id as is_of_period
         from doorkey.add_up(v_ids) as a
-        join (select distinct o.user_id, o.last_transaction_id from opened as o) as o on o.user_id = a.user_id
+        join (select distinct o.user_id, o.last_transaction_id, o.period_after_id from opened as o) as o on o.user_id = a.user_id
        where a.transaction_id <= o.last_transaction_id
     ), sums as (
       select c.user_id, sum(c.available) as available, sum(c.held) as held, sum(c.leaving) as leaving,
-             sum(c.debt) as debt, sum(c.receivable) as receivable, sum(c.cost_micros) as cost
+             sum(c.debt) as debt, sum(c.receivable) as receivable, sum(c.cost_micros) as cost,
+             coalesce(sum(c.price_micros), 0) - sum(c.spent) as uncharged,
+             sum(c.spent) filter (where c.is_of_period) as spent_in_period
         from counted as c group by c.user_id
     ), figures as materialized (
-      select o.user_id, o.last_transaction_id, o.what, o.stored, o.computed + coalesce(
+      select o.user_id, o.last_transaction_id, o.period_after_id, o.what, o.stored, o.computed + coalesce(
                case o.what when 'available' then s.available when 'held' then s.held when 'leaving' then s.leaving
                            when 'debt' then -s.debt when 'receivable' then -s.receivable
                            when 'open holds' then s.held when 'lots' then s.available + s.held
-                           when 'takings' then s.leaving when 'cost of the keys' then s.cost end, 0) as computed
+                           when 'takings' then s.leaving when 'spent in the period' then s.spent_in_period
+                           when 'remainder' then s.uncharged when 'cost of the keys' then s.cost end, 0) as computed
         from opened as o left join sums as s on s.user_id = o.user_id
     ), found as materialized (
       select f.user_id, null::bigint as transaction_id, f.what, f.stored, f.computed

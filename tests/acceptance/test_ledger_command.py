@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import uuid
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -73,13 +74,49 @@ async def test_what_differs_is_named_and_is_an_exit_code(scene: Scene) -> None:
     await scene.sql(corrupt, -7, scene.user_id)
 
 
+async def test_a_fraction_that_differs_is_named_exactly(scene: Scene) -> None:
+    """What keys were charged has fractions: the command must not stop over one."""
+    corrupt = "update public.openrouter_user_keys set charged_cost_micros = charged_cost_micros + %s where user_id = %s"
+    await scene.sql(corrupt, Decimal("1.25"), scene.user_id)
+    code, printed, _ = await verify(scene.stack, "--json")
+    (different,) = of(scene, json.loads(printed))
+    assert code == 1
+    assert (different["what"], different["stored_micros"], different["computed_micros"]) == (
+        "cost of the keys",
+        "1.25",
+        0,
+    )
+    await scene.sql(corrupt, Decimal("-1.25"), scene.user_id)
+
+
+async def test_a_user_with_many_transactions_is_verified_over_many_pages(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever waits is told whose they are."""
+    for _ in range(3):
+        await scene.sql(
+            "select doorkey.grant_credits(%s, 'purchase', 5, %s, 'Paid', 'test', null, 'r')",
+            scene.user_id,
+            str(uuid.uuid4()),
+        )
+    monkeypatch.setattr(ledger, "TRANSACTIONS_PER_PAGE", 1)
+    monkeypatch.setattr(ledger, "HOLDS_PER_PAGE", 2)
+    clients = build_clients(Settings.from_environment(scene.stack.functions_environment))
+    async with clients.http:
+        pages = [page async for page in ledger.verify(clients.supabase)]
+    assert sum(page.users for page in pages) == pages[0].all_users
+    # The welcome, and what was paid.
+    assert sum(page.unfinished == scene.user_id for page in pages) == 4
+    assert [found for page in pages for found in page.differences if found.user_id == scene.user_id] == []
+
+
 async def test_a_page_that_takes_too_long_is_asked_for_again_and_shorter(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
 
     async def before(request: httpx.Request) -> httpx.Response | None:
-        asked.append(json.loads(request.content)["user_rows"])
+        asked.append(json.loads(request.content).get("user_rows", 0))
         if asked[-1] > 1:
             return httpx.Response(
                 500, json={"code": "57014", "message": "canceling statement due to statement timeout"}

@@ -365,11 +365,11 @@ FORBIDDEN = {
     "a closed one that keeps something": "state = 'released', closed_at = now()",
     "a part of its amount": "held_micros = 1",
     "settled without a cost": "state = 'settled', closed_at = now(), settled_at = now(), held_micros = 0",
-    "a cost without being settled": "cost_micros = 1, charged_micros = 1, owed_micros = 0",
+    "a cost without being settled": "cost_micros = 1, price_micros = 1, charged_micros = 1, owed_micros = 0",
     "a cost that is no number": "state = 'settled', closed_at = now(), settled_at = now(), held_micros = 0,"
-    " cost_micros = 'NaN', charged_micros = 1, owed_micros = 0",
+    " cost_micros = 'NaN', price_micros = 1, charged_micros = 1, owed_micros = 0",
     "more owed than charged": "state = 'settled', closed_at = now(), settled_at = now(), held_micros = 0,"
-    " cost_micros = 1, charged_micros = 1, owed_micros = 2",
+    " cost_micros = 1, price_micros = 1, charged_micros = 1, owed_micros = 2",
     "an end before its beginning": "expires_at = created_at",
     "a call that was not settled": "model = 'a/model'",
 }

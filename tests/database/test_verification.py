@@ -47,14 +47,17 @@ async def user_id(credit_doors: Credits) -> uuid.UUID:
 
 async def use_unseen(database: Database, user_id: uuid.UUID, cost_micros: str, returned_micros: str) -> None:
     """OpenRouter billed something without a receipt, and a part of it turned out to have one."""
-    key_hash = "(select key_hash from doorkey.provisioning where user_id = %s)"
-    await database.run(
-        f"select doorkey.post_unheld_cost(%s, {key_hash}, current_date, %s::numeric, 'unseen:test', 'r')",
-        (user_id, user_id, cost_micros),
-    )
-    await database.run(
-        f"select doorkey.return_unseen(%s, {key_hash}, %s::numeric, 'r')", (user_id, user_id, returned_micros)
-    )
+    async with database.connect(autocommit=False) as connection:
+        for statement in (
+            "select doorkey.lock_account(%(user)s)",
+            "select doorkey.post_unheld_cost(%(user)s, p.key_hash, current_date, %(cost)s::numeric,"
+            " 'unseen:' || %(name)s, 'r') from doorkey.provisioning as p where p.user_id = %(user)s",
+            "select doorkey.return_unseen(%(user)s, p.key_hash, %(returned)s::numeric, 'r')"
+            " from doorkey.provisioning as p where p.user_id = %(user)s",
+        ):
+            given = {"user": user_id, "cost": cost_micros, "returned": returned_micros, "name": str(uuid.uuid4())}
+            await connection.execute(statement, given)
+        await connection.commit()
 
 
 async def pages(database: Database, users: object = 100, transactions: object = 1000) -> AsyncIterator[dict[str, Any]]:
@@ -89,10 +92,9 @@ async def differences(database: Database, size: tuple[int, int] = WIDE) -> list[
     return [found async for page in pages(database, *size) for found in page["differences"]]
 
 
+@pytest.mark.usefixtures("user_id")
 @pytest.mark.parametrize("size", [WIDE, NARROW, (3, 1), (2, 5)])
-async def test_nothing_differs_after_everything_that_can_happen(
-    credit_doors: Credits, user_id: uuid.UUID, size: tuple[int, int]
-) -> None:
+async def test_nothing_differs_after_everything_that_can_happen(credit_doors: Credits, size: tuple[int, int]) -> None:
     """However few transactions a page takes: each is counted once."""
     read = [page async for page in pages(credit_doors.database, *size)]
     assert [found for page in read for found in page["differences"]] == []
@@ -114,7 +116,7 @@ CORRUPTIONS = {
     "receivable": ("update public.credit_accounts set receivable_micros = receivable_micros + 1", {"receivable"}),
     "the last transaction": (
         "update public.credit_accounts set last_transaction_id = last_transaction_id - 1",
-        {"available", "lots"},
+        {"available", "lots", "remainder", "spent in the period"},
     ),
     "open holds": (
         "update doorkey.credit_holds set state = 'expired', held_micros = 0, closed_at = now() where state = 'open'",
@@ -139,23 +141,40 @@ CORRUPTIONS = {
     "charge without a receipt": ("update doorkey.unheld_costs set charged_micros = charged_micros + 1", {"charges"}),
     "a call that was never settled": (
         "update doorkey.credit_holds set state = 'expired', settled_at = null, cost_micros = null,"
-        " charged_micros = null, owed_micros = null, provider = null, model = null, generation_id = null"
-        " where state = 'settled'",
-        {"charges", "cost of the keys"},
+        " price_micros = null, charged_micros = null, owed_micros = null, provider = null, model = null,"
+        " generation_id = null where state = 'settled'",
+        {"charges", "cost of the keys", "remainder"},
     ),
     "a call of somebody else's": (
         "update doorkey.credit_holds set user_id = gen_random_uuid() where state = 'settled'",
-        {"charges", "cost of the keys", "receipt without a transaction"},
+        {"charges", "cost of the keys", "remainder", "receipt without a transaction"},
     ),
     "spent without a charge": (
         "insert into doorkey.ledger_entries values ((select max(id) from public.credit_transactions"
         " where type = 'hold'), 'spent', 1), ((select max(id) from public.credit_transactions where type = 'hold'),"
         " 'granted', -1)",
-        {"charges"},
+        {"charges", "remainder", "spent in the period"},
     ),
     "cost of a call": (
         "update doorkey.credit_holds set cost_micros = cost_micros + 0.25 where state = 'settled'",
         {"cost of the keys"},
+    ),
+    "price of a call": (
+        "update doorkey.credit_holds set price_micros = price_micros + 0.25 where state = 'settled'",
+        {"remainder"},
+    ),
+    "price without a receipt": ("update doorkey.unheld_costs set markup = markup + 0.25", {"remainder"}),
+    "remainder": (
+        "update public.credit_accounts set remainder_micros = mod(remainder_micros + 0.25, 1)",
+        {"remainder"},
+    ),
+    "spent in the period": (
+        "update public.credit_accounts set period_spent_micros = period_spent_micros - 1",
+        {"spent in the period"},
+    ),
+    "when the period began": (
+        "update public.credit_accounts set period_after_transaction_id = last_transaction_id",
+        {"spent in the period"},
     ),
     "cost of the keys": (
         "update public.openrouter_user_keys set charged_cost_micros = charged_cost_micros + 0.25",
@@ -163,11 +182,11 @@ CORRUPTIONS = {
     ),
     "cost without a receipt": (
         "update doorkey.unheld_costs set cost_micros = cost_micros + 0.25",
-        {"cost of the keys", "unseen"},
+        {"cost of the keys", "unseen", "remainder"},
     ),
     "what was returned": (
         "update doorkey.unheld_costs set returned_micros = returned_micros - 0.25",
-        {"cost of the keys", "unseen"},
+        {"cost of the keys", "unseen", "remainder"},
     ),
     "unseen": (
         "update doorkey.key_usage set unseen_charged_micros = unseen_charged_micros + 0.5,"
@@ -197,7 +216,8 @@ CORRUPTIONS = {
     "a transaction that is lost": (
         "with lost as (delete from public.credit_transactions where type = 'usage' and idempotency_key like 'hold:%'"
         " returning id) delete from doorkey.ledger_entries where transaction_id in (select id from lost)",
-        {"available", "held", "open holds", "lots", "cost of the keys", "receipt without a transaction"},
+        {"available", "held", "open holds", "lots", "cost of the keys", "remainder", "spent in the period"}
+        | {"receipt without a transaction"},
     ),
 }
 
@@ -210,7 +230,6 @@ async def corrupt(database: Database, statement: str) -> None:
         assert changed.rowcount > 0
 
 
-@pytest.mark.usefixtures("user_id")
 @pytest.mark.parametrize("what", CORRUPTIONS)
 async def test_what_is_corrupted_is_named(credit_doors: Credits, user_id: uuid.UUID, what: str) -> None:
     """By the same names, whether a user fits on a page or not."""
