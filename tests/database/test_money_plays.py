@@ -19,6 +19,7 @@ from tests.database.money_mutations import MUTATIONS, Mutation
 from tests.support.databases import Database
 from tests.support.money_play import WELCOME_MICROS, Play
 from tests.support.money_rules import RuleBroken
+from tests.support.verification import differences
 
 PLAYS = 30
 STEPS = 30
@@ -66,6 +67,8 @@ async def test_whatever_happens_the_money_adds_up_after_every_step(
     await asyncio.to_thread(run_state_machine_as_test, play, settings=settings(QUIET, max_examples=plays))
     assert play.broken == []
     assert len(play.steps) > plays
+    # What an operator would ask says so too.
+    assert await differences(database, (50, 60)) == []
 
 
 @pytest.mark.timeout(300)

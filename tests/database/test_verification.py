@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import AsyncIterator
 from decimal import Decimal
-from typing import Any
 
 import psycopg
 import pytest
@@ -15,11 +13,10 @@ from tests.database.declared_grants import CLIENT_ROLES, OWNER
 from tests.support.credit_doors import Credits
 from tests.support.databases import Database
 from tests.support.doors import Doors, refused
+from tests.support.verification import NARROW, WIDE, ask, differences, pages
 
 CREDITS = 1000
 LEDGER = ("doorkey.ledger_entries", "public.credit_transactions")
-# A page for all that a test has, and pages of which a user needs many.
-WIDE, NARROW = (100, 1000), (1, 2)
 
 
 @pytest.fixture
@@ -39,6 +36,13 @@ async def user_id(credit_doors: Credits) -> uuid.UUID:
     await credit_doors.post(user_id, 300, "purchase", key="p")
     await credit_doors.post(user_id, -20)
     await doors.finish_key_update(await doors.claimed(user_id))
+    async with credit_doors.database.connect(autocommit=False) as connection:
+        # At one moment, and of one type.
+        for key in ("twice", "at once"):
+            await connection.execute(
+                "select * from public.post_credits(%s, 'purchase', 5, %s, 'r', 'a', null, 'r')", (user_id, key)
+            )
+        await connection.commit()
     await credit_doors.reserve(user_id, 100)
     await credit_doors.post(user_id, -50)
     await use_unseen(credit_doors.database, user_id, "12.5", "2.5")
@@ -58,38 +62,6 @@ async def use_unseen(database: Database, user_id: uuid.UUID, cost_micros: str, r
             given = {"user": user_id, "cost": cost_micros, "returned": returned_micros, "name": str(uuid.uuid4())}
             await connection.execute(statement, given)
         await connection.commit()
-
-
-async def pages(database: Database, users: object = 100, transactions: object = 1000) -> AsyncIterator[dict[str, Any]]:
-    """One after the other, as the command asks for them."""
-    after: dict[str, Any] | None = {"after_user": None, "after_transaction": None, "carried": None}
-    while after is not None:
-        page = await ask(
-            database,
-            "verify_ledger(%s, %s, %s, %s, %s)",
-            *(after["after_user"], after["after_transaction"], after["carried"], users, transactions),
-        )
-        yield page
-        after = page["next"]
-    after = {"after_user": None, "after_key": None}
-    while after is not None:
-        page = await ask(database, "verify_receipts(%s, %s, %s)", after["after_user"], after["after_key"], transactions)
-        yield page
-        after = page["next"]
-
-
-async def ask(database: Database, door: str, *arguments: object) -> dict[str, Any]:
-    async with database.acting_as("service_role") as connection:
-        answer = await (await connection.execute(f"select public.{door} as page", arguments)).fetchone()
-    assert answer is not None
-    page: dict[str, Any] = answer["page"]
-    assert page["different"] == len(page["differences"])
-    return page
-
-
-async def differences(database: Database, size: tuple[int, int] = WIDE) -> list[dict[str, Any]]:
-    """All that differ, with everybody's pages of this size."""
-    return [found async for page in pages(database, *size) for found in page["differences"]]
 
 
 @pytest.mark.usefixtures("user_id")

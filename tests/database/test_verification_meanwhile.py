@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from tests.database.test_verification import NARROW, corrupt, differences, pages, use_unseen
+from tests.database.test_verification import corrupt, use_unseen
 from tests.support.credit_doors import Credits
 from tests.support.databases import Database
 from tests.support.doors import Doors, wait_until_blocked
 from tests.support.periods import Periods
+from tests.support.verification import NARROW, differences, pages
 
 CALLS = 12
 POSTED_MEANWHILE = 40
