@@ -265,21 +265,12 @@ async def test_what_is_not_understood_is_named_and_not_charged(play: Play) -> No
     assert await play.sync.findings(stranger) == {"foreign": 70}
     assert await play.sync.findings(key_hash("unused")) == {}
     assert await play.sync.findings(play.key) == {"byok": 9}
+    await play.sync.an_hour_passes()
     result = await play.sync.read({play.key: 250, stranger: 70}, byok={play.key: 9})
     assert await play.sync.findings(play.key) == {"byok": 9, "went_back": 50}
     assert (result["unseen_micros"], result["returned_micros"]) == (0, 0)
     assert (await play.sync.figures(play.key))["reported_micros"] == 300
     assert await play.balance() == WELCOME - 300
-
-
-async def test_a_key_that_a_whole_round_did_not_meet_is_named_until_it_is_seen(play: Play) -> None:
-    await play.database.run("update public.openrouter_user_keys set created_at = now() - interval '1 day'")
-    await play.sync.read({key_hash("another"): 0})
-    assert await play.sync.findings(play.key) == {"missing": 0}
-    # And OpenRouter is asked for it by name.
-    assert await play.doors.state(play.user_id) == "due"
-    await play.sync.read({play.key: 0})
-    assert await play.sync.findings(play.key) == {}
 
 
 async def test_a_key_is_counted_once_a_round_though_pages_shift(play: Play) -> None:
