@@ -6962,6 +6962,8 @@ declare
   v_absurd text[];
   c_tolerance constant numeric := doorkey.usage_tolerance();
   c_most constant numeric := 1000000000000000;
+  -- By how much, at most, and how long a page takes to come here; less than a round.
+  c_clocks_differ constant interval := '10 minutes';
 begin
   if p_key_hashes is null or cardinality(p_key_hashes) > 1000 or p_round is null or p_offset is null
      or p_read_at is null or p_read_at > now() + interval '5 minutes'
@@ -7003,7 +7005,9 @@ begin
   ), found as (
     select doorkey.find_usage(array[f.hash], o.kind, array[o.amount])
       from fresh as f cross join lateral (values
-        ('went_back', f.usage_before - f.usage, f.usage < f.usage_before - c_tolerance),
+        -- Whose clock goes ahead may have read before what came shortly before by the database's.
+        ('went_back', f.usage_before - f.usage,
+         f.usage < f.usage_before - c_tolerance and f.since < p_read_at - c_clocks_differ),
         ('byok', f.byok, f.byok > f.byok_before),
         ('not_deleted', f.usage, f.is_undead)) as o (kind, amount, is_so)
      where o.is_so
@@ -7028,9 +7032,15 @@ begin
   -- Something younger than this page was read of these, or their figures are none: they were seen nevertheless.
   update doorkey.key_usage as u set round = p_round
    where u.key_hash = any (p_key_hashes) and coalesce(u.round, p_round - 1) < p_round;
+  -- What is no longer odd. Figures say so only if no younger ones were read. (The rest is told by the end of the round.)
   update doorkey.usage_findings as f set resolved_at = now()
-   where f.key_hash = any (p_key_hashes) and f.resolved_at is null
-     and (f.kind = 'missing' or (f.kind = 'absurd' and f.key_hash <> all (v_absurd)));
+    from unnest(p_key_hashes, p_usage_micros) as a (hash, usage)
+    join doorkey.key_usage as u on u.key_hash = a.hash
+   where f.key_hash = a.hash and f.resolved_at is null
+     and case f.kind when 'missing' then true
+                     when 'went_back' then u.read_at = p_read_at and a.usage >= u.reported_micros - c_tolerance
+                     when 'byok' then u.read_at = p_read_at and f.last_seen_at < p_read_at - interval '1 day'
+                     else false end;
 
   for v_key in
     select u.key_hash from doorkey.key_usage as u join public.openrouter_user_keys as k on k.key_hash = u.key_hash
@@ -7073,6 +7083,13 @@ begin
              order by k.key_hash limit 100) as m;
     perform doorkey.find_usage(v_missing, 'missing', null);
     odd := odd + coalesce(cardinality(v_missing), 0);
+    -- And what was not odd in all of it, or can't be any more, because nothing will be heard of the key again.
+    update doorkey.usage_findings as f set resolved_at = now()
+     where f.resolved_at is null
+       and case when f.kind in ('foreign', 'not_deleted', 'absurd') then f.last_seen_at < v_sync.started_at
+                else exists (select from public.openrouter_user_keys as k
+                               left join doorkey.key_usage as u on u.key_hash = k.key_hash
+                              where k.key_hash = f.key_hash and k.status = 'deleted' and u.last_word_due_at is null) end;
     -- OpenRouter is asked for each by name: it may be there, or the user gets another one.
     perform doorkey.have_rechecked(m.user_id, p_request_id) from unnest(v_users) as m (user_id);
   end if;
