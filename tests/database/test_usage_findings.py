@@ -1,4 +1,4 @@
-"""What the usage sync found odd is odd until it is seen to be right, or nothing is left to be seen. Clocks make nothing odd."""
+"""What the usage sync found odd is so until it is seen to be right; whose clock goes ahead makes nothing odd."""
 
 from __future__ import annotations
 
