@@ -101,7 +101,7 @@ def judge_database(facts: Facts) -> Finding:
 
 
 def judge_sealing_keys(facts: Facts) -> Finding:
-    """Whether the stored secrets can be opened."""
+    """Whether the sealing keys of the stored secrets are here, by their ids: nothing is opened."""
     if "DOORKEY_SEALING_KEYS" in facts.unusable:
         return skipped("Not compared: DOORKEY_SEALING_KEYS can't be used.")
     configured = {key.key_id for key in facts.settings.sealing_keys}
@@ -116,7 +116,7 @@ def judge_sealing_keys(facts: Facts) -> Finding:
             "docs/operations.md#the-sealing-key   (put the old key back behind the others)",
         )
     stored = sum(counts.values())
-    return ok(f"All {stored} stored keys can be opened." if stored else "No user's key is stored yet.")
+    return ok(f"The sealing keys of all stored keys are here: {stored}." if stored else "No user's key is stored yet.")
 
 
 def judge_webhook_secret(facts: Facts) -> Finding:

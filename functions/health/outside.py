@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from functions.clients.access import KEY_VARIABLES
-from functions.clients.openrouter import AccountCredits, ManagementKeyRejected
+from functions.clients.openrouter import AccountCredits, AccountEmpty, ManagementKeyRejected
 from functions.clients.project import KeyAnswer
 from functions.clients.secrets_manager import SecretUnreadable
 from functions.health.checks import ASK_SECONDS, Facts, Finding, NotSeen, broken, ok, sentence_of, skipped, warning
@@ -218,6 +218,8 @@ def judge_openrouter(facts: Facts) -> Finding:
             sentence_of(error),
             f"Set OPENROUTER_MANAGEMENT_KEY to a management key, and deploy   ({MANAGEMENT_KEYS_PAGE})",
         )
+    if isinstance(error, AccountEmpty):
+        return broken(sentence_of(error), f"Buy credits   ({CREDITS_PAGE})")
     return broken(sentence_of(error), "https://status.openrouter.ai   (or is OPENROUTER_BASE_URL wrong?)")
 
 

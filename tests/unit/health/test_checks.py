@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from functions.clients.access import KEY_VARIABLES
-from functions.clients.openrouter import AccountCredits
+from functions.clients.openrouter import AccountCredits, AccountEmpty, ManagementKeyForbidden, OpenRouterFault
 from functions.clients.outside import build_clients
 from functions.clients.project import KeyAnswer, is_captcha_on, try_key
 from functions.clients.secrets_manager import SecretUnreadable
@@ -292,6 +292,19 @@ def test_a_dry_account_is_told_from_one_that_is_short() -> None:
     for bought, used, state in ((0, 0, "broken"), (5, 5, "broken"), (5, 3, "warning"), (5, 1, "ok")):
         account = AccountCredits(bought * 1_000_000, used * 1_000_000)
         assert outside.judge_openrouter_credits(Facts(settings(), {"credits": account}), keys).state == state
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        (AccountEmpty("GET credits: 402"), "openrouter.ai/settings/credits"),
+        (ManagementKeyForbidden("GET credits: 403"), "openrouter.ai/settings/management-keys"),
+        (OpenRouterFault("GET credits: 502"), "status.openrouter.ai"),
+    ],
+)
+def test_what_openrouter_says_to_everybody_comes_with_what_mends_it(error: Exception, mend: str) -> None:
+    found = outside.judge_openrouter(Facts(settings(), {"credits": error}))
+    assert (found.state, mend in (found.mend or "")) == ("broken", True)
 
 
 def test_a_key_that_was_found_again_in_secrets_manager_is_rung_two() -> None:
