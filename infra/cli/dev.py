@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.local.functions import WEBHOOK_PATH
-from infra.local.running import announce
+from infra.local.running import ENVIRONMENT_FILE, announce
 from infra.local.stack import Stack, StackOptions, running_stack
 
 POLL_SECONDS = 0.1
@@ -67,6 +67,7 @@ def _addresses(stack: Stack) -> Table:
         ("OpenRouter", f"{stack.openrouter_url}  (simulator)"),
         ("Management key", made.management_key),
         ("Database", stack.database_url),
+        ("Environment", str(stack.folder / ENVIRONMENT_FILE)),
         ("Logs", str(stack.log_folder)),
     ):
         table.add_row(name, value)

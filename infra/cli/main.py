@@ -6,7 +6,9 @@ failed.
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -69,6 +71,10 @@ EnvFilePath = Annotated[
 Stage = Annotated[
     str | None, typer.Option(help="Keep its secrets in AWS Secrets Manager, in the secret called doorkey/STAGE.")
 ]
+ReadEnvFile = Annotated[Path | None, typer.Option("--env-file", help="Read the functions' environment in this file.")]
+ReadStage = Annotated[
+    str | None, typer.Option("--stage", help="Read it in AWS Secrets Manager, in the secret called doorkey/STAGE.")
+]
 Prints = Annotated[bool, typer.Option("--print", help="Print it, secrets and all, for you to keep.")]
 
 Port = typer.Option(min=1, max=65_535, help="A fixed port, for an app that has the address in its configuration.")
@@ -116,8 +122,8 @@ def dev(
 @app.command(epilog="Example: [bold]doorkey doctor --stage prod[/bold]")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs; docs/doctor.md says what is in it.")] = False,
-    env_file: EnvFilePath = None,
-    stage: Stage = None,
+    env_file: ReadEnvFile = None,
+    stage: ReadStage = None,
     database_url: Annotated[
         str | None, typer.Option(help="Without a password; one with it belongs into DATABASE_URL.")
     ] = None,
@@ -257,11 +263,14 @@ def rotate_sealing_key(
 
 
 @app.command(epilog='Example: [bold]eval "$(doorkey environment --stage prod)"[/bold]')
-def environment(env_file: EnvFilePath = None, stage: Stage = None) -> None:
-    """Gives the functions' environment to a shell, for the commands that need it: backfill, redrive, strays.
+def environment(env_file: ReadEnvFile = None, stage: ReadStage = None) -> None:
+    """Gives the functions' environment to a shell, for the commands that need it, such as backfill or strays.
 
     Prints secrets, and so refuses to print on a terminal.
     """
+    if env_file is None and stage is None:
+        errors.print("Say where the functions' environment is kept: --env-file PATH or --stage NAME.", style="bold red")
+        raise typer.Exit(2)
     _run(environment_command.run(_home(env_file, stage, prints=False)), interrupted_code=130)
 
 
@@ -323,6 +332,17 @@ def _options(log_folder: Path | None, latency_ms: int) -> StackOptions:
         database_url=os.environ.get("DATABASE_URL") or None,
         openrouter_latency_ms=latency_ms,
     )
+
+
+def _flowing(commands: typer.Typer) -> None:
+    """Typer breaks a help text where the source's lines end, whatever the terminal's width."""
+    for command in commands.registered_commands:
+        text = command.help or inspect.getdoc(command.callback) or ""
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", text)
+
+
+for _commands_of in (app, faults_commands.app, report_commands.app, review_commands.app, ledger_commands.app):
+    _flowing(_commands_of)
 
 
 def main() -> None:

@@ -27,6 +27,11 @@ errors = Console(stderr=True)
 # Errors whose message is what a person is told.
 SENTENCES = (CannotGoOn, DemoFailed, BackfillStopped, UninstallStopped, KeysNotDeleted, SettingsInvalid)
 
+WHERE_FROM = (
+    "They are the functions' environment (docs/settings.md). It gets into a shell by "
+    'eval "$(doorkey environment --stage NAME)", or --env-file PATH; doorkey dev says where its own is.'
+)
+
 
 def run_command(work: Coroutine[Any, Any, None], interrupted_code: int = 130) -> None:
     """Runs a command to its end; Ctrl-C and SIGTERM end it in good order, and everything it started with it."""
@@ -39,6 +44,8 @@ def run_command(work: Coroutine[Any, Any, None], interrupted_code: int = 130) ->
         raise typer.Exit(1) from None
     except SENTENCES as failure:
         errors.print(str(failure), style="bold red", markup=False, highlight=False)
+        if isinstance(failure, SettingsInvalid):
+            errors.print(WHERE_FROM, markup=False, highlight=False)
         raise typer.Exit(1) from None
     except DoorkeyError as failure:
         errors.print(f"{failure.sentence} ({failure.code})", style="bold red", markup=False, highlight=False)
