@@ -146,37 +146,29 @@ alter table doorkey.credit_lots enable row level security;
 revoke all on table doorkey.credit_lots from public, anon, authenticated, service_role;
 revoke all on sequence doorkey.credit_lots_id_seq from public, anon, authenticated, service_role;
 
--- Every statement that adds entries must add whole, balanced transactions; then it moves the cached balances.
--- Each row of another table is looked up by its primary key, never joined: the plans are kept for the session, from
--- whatever number of entries came first; and of a check that no row ever fails the planner expects the first row to.
+-- Every statement that adds entries must add whole, balanced transactions; each moves the cached balances of its user.
+-- The other tables' rows are looked up by their primary keys: the plans are kept for the session, from whatever number of
+-- entries came first.
 create or replace function doorkey.apply_entries() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
 declare
   v_moved record;
+  v_amount bigint;
+  v_entries bigint;
 begin
-  if exists (
-    select from added as a
-     group by a.transaction_id
-    having sum(a.amount_micros) <> 0
-        or sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired'))
-           is distinct from (select t.amount_micros from public.credit_transactions as t where t.id = a.transaction_id)
-        or count(*) <> (select count(*) from doorkey.ledger_entries as e where e.transaction_id = a.transaction_id)
-  ) then
-    raise exception 'ledger_unbalanced'
-      using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
-  end if;
   for v_moved in
-    select (select t.user_id from public.credit_transactions as t where t.id = a.transaction_id) as user_id,
+    select a.transaction_id, count(*) as entries, sum(a.amount_micros) as total,
+           sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired')) as reached,
            coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
            coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
            coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
            coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
            coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent,
-           max(a.transaction_id) as last_id
+           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
       from added as a
-     group by 1
+     group by a.transaction_id
+     order by a.transaction_id
   loop
     update public.credit_accounts as c
        set available_micros = c.available_micros + v_moved.available,
@@ -185,9 +177,18 @@ begin
            debt_micros = c.debt_micros - v_moved.debt,
            receivable_micros = c.receivable_micros - v_moved.receivable,
            period_spent_micros = c.period_spent_micros + v_moved.spent,
-           last_transaction_id = v_moved.last_id,
+           last_transaction_id = v_moved.transaction_id,
            updated_at = now()
-     where c.user_id = v_moved.user_id;
+      from public.credit_transactions as t
+     where t.id = v_moved.transaction_id and c.user_id = t.user_id
+    returning t.amount_micros, (select count(*) from doorkey.ledger_entries as e where e.transaction_id = t.id)
+      into strict v_amount, v_entries;
+    if v_moved.total <> 0
+       or v_moved.reached is distinct from v_amount
+       or v_moved.entries <> v_entries then
+      raise exception 'ledger_unbalanced'
+        using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
+    end if;
   end loop;
   return null;
 end

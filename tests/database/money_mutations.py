@@ -58,7 +58,7 @@ MUTATIONS = (
         "an entry is missing",
         ("entries sum to zero",),
         (
-            Piece("apply_entries", "having sum(a.amount_micros) <> 0\n        or", "having"),
+            Piece("apply_entries", "v_moved.total <> 0\n       or", ""),
             Piece("take_credits", ", (doorkey.end_of(p_type), owed_micros)", ""),
         ),
     ),
