@@ -34,6 +34,8 @@ class Doors:
         self._free: asyncio.Queue[psycopg.AsyncConnection[Any]] = asyncio.Queue()
         self._told: dict[psycopg.AsyncConnection[Any], datetime] = {}
         self._statements: dict[str, str] = {}
+        # One asks how a door is called, however many want to know at once: each has a connection for it.
+        self._asking = asyncio.Lock()
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Doors]:
@@ -55,7 +57,8 @@ class Doors:
     async def call(self, rpc: Rpc, arguments: Mapping[str, Any], *, session: object = None) -> Any:
         """Calls a door, as the Data API would."""
         del session
-        statement = self._statements.get(rpc.name) or await self._prepare(rpc)
+        async with self._asking:
+            statement = self._statements.get(rpc.name) or await self._prepare(rpc)
         connection = await self._free.get()
         try:
             if self._told.get(connection) != self._clock.now:
