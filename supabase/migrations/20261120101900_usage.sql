@@ -249,13 +249,23 @@ declare
   v_left numeric := p_cost_micros;
   v_part numeric;
   v_gap record;
+  c_near_days constant integer := 7;
+  -- Longer than a period.
+  c_far_days constant integer := 35;
+  v_days integer := c_near_days;
   -- What one cost may be.
   c_most constant numeric := 1000000000000;
   v_last constant date := (p_read_at at time zone 'utc')::date;
 begin
+  -- A key with calls in flight all the time may wait longer for what it used besides: where these days can't have been
+  -- all, those before are looked at, too.
+  if (select sum(greatest(doorkey.day_difference(p_key_hash, v_last - n.days), 0))
+        from generate_series(0, c_near_days) as n (days)) < p_cost_micros - doorkey.usage_tolerance() then
+    v_days := c_far_days;
+  end if;
   for v_gap in
     select g.day, case when g.day = v_last then null else doorkey.day_difference(p_key_hash, g.day) end as micros
-      from (select v_last - n.days as day from generate_series(0, 7) as n (days)) as g order by g.day
+      from (select v_last - n.days as day from generate_series(0, v_days) as n (days)) as g order by g.day
   loop
     continue when v_gap.micros <= 0;
     -- What no earlier day has a gap for is of the day of the reading.

@@ -121,8 +121,8 @@ async def test_no_address_is_kept_of_who_is_gone(database: Database) -> None:
     await database.run("delete from auth.users where id = %s", (user_id,))
     for table in ("known_people", "welcomes", "promised_credits", "signup_ranges", "audit_log"):
         rows = await database.rows(f"select * from doorkey.{table}")
-        assert "secretly" not in str(rows)
-        assert "ada" not in str(rows)
+        # (Three letters alone may be of a hash.)
+        assert not [told for told in ("secretly", "ada@", "ada+", "example.com") if told in str(rows)]
     (known,) = await database.rows("select person_hash from doorkey.known_people")
     # Not by a table of hashes made elsewhere.
     assert known["person_hash"] != await database.value(
