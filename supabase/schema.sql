@@ -7830,22 +7830,35 @@ create or replace function doorkey.review_converted (
   AS $function$
 declare
   v_found text[];
+  v_before text[];
   v_reasons text[];
+  v_account public.credit_accounts;
+  v_given bigint;
 begin
   if (select u.is_anonymous from auth.users as u where u.id = p_user_id) then
     return;
   end if;
-  perform doorkey.lock_account(p_user_id);
+  v_account := doorkey.lock_account(p_user_id);
   v_found := doorkey.doubts_about(p_user_id);
+  select w.review_reasons into strict v_before from doorkey.welcomes as w where w.user_id = p_user_id;
   select coalesce(array_agg(distinct r.reason) filter (where r.reason <> 'anonymous'), '{}') into v_reasons
     from doorkey.welcomes as w cross join unnest(w.review_reasons || v_found) as r (reason)
    where w.user_id = p_user_id;
   if cardinality(v_reasons) > 0 then
-    update doorkey.welcomes as w set review_reasons = v_reasons where w.user_id = p_user_id;
+    if v_reasons <> v_before then
+      update doorkey.welcomes as w set review_reasons = v_reasons where w.user_id = p_user_id;
+      perform doorkey.write_audit(p_actor, 'welcome.held', p_user_id, p_request_id,
+                                  jsonb_build_object('before', v_before, 'after', v_reasons));
+    end if;
     return;
   end if;
-  perform doorkey.give_held(p_user_id, p_actor, p_request_id);
+  v_given := doorkey.give_held(p_user_id, p_actor, p_request_id);
   update doorkey.welcomes as w set review = 'none', review_reasons = '{}' where w.user_id = p_user_id;
+  perform doorkey.write_audit(p_actor, 'welcome.released', p_user_id, p_request_id, jsonb_build_object(
+    'before', 'held', 'after', 'none', 'given_micros', v_given,
+    'available_before_micros', v_account.available_micros, 'debt_before_micros', v_account.debt_micros,
+    'available_after_micros', a.available_micros, 'debt_after_micros', a.debt_micros))
+    from public.credit_accounts as a where a.user_id = p_user_id;
 end
 $function$;
 

@@ -99,6 +99,25 @@ async def test_where_nobody_looks_at_addresses_the_anonymous_are_welcomed_at_onc
     assert (await review_of(database, user_id), await available(database, user_id)) == (("none", []), PLAN_MICROS)
 
 
+async def test_what_a_conversion_decides_leaves_an_audit_line_and_claiming_again_none(database: Database) -> None:
+    await switch(database, reviews_mail=True)
+    given, doubtful = [await arrive_anonymous(database) for _ in range(2)]
+    await convert(database, given, "ada@example.com")
+    await convert(database, doubtful, "eve@mailinator.com")
+    await Doors(database).wish(doubtful)
+    await Doors(database).finish_key_update(await Doors(database).claimed(doubtful))
+    lines = await database.rows(
+        "select user_id, action, actor, detail from doorkey.audit_log where action like 'welcome.%%' order by id"
+    )
+    assert [(line["user_id"], line["action"]) for line in lines] == [
+        (given, "welcome.released"), (doubtful, "welcome.held"),
+    ]  # fmt: skip
+    released, held = (line["detail"] for line in lines)
+    assert (released["available_before_micros"], released["available_after_micros"]) == (0, PLAN_MICROS)
+    assert (held["before"], held["after"]) == (["anonymous"], ["disposable_mail"])
+    assert {line["actor"] for line in lines} == {"provisioning"}
+
+
 @pytest.mark.parametrize("ends", ["release", "conversion"])
 async def test_the_days_of_a_rest_begin_when_the_welcome_is_given(database: Database, ends: str) -> None:
     await switch(database, reviews_mail=True, welcome_at_once_percent=40)
