@@ -259,19 +259,6 @@ async def test_the_part_before_midnight_falls_on_the_day_before(play: Play) -> N
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("days", [3, 12, 34])
-async def test_what_waited_behind_calls_in_flight_falls_on_the_day_of_its_use(play: Play, days: int) -> None:
-    then = datetime.now(UTC) - timedelta(days=days)
-    await play.database.run("update public.openrouter_user_keys set created_at = %s", (then - timedelta(hours=1),))
-    hold = await play.credits.reserve(play.user_id, 500)
-    assert (await play.sync.read({play.key: 300}, at=then))["unseen_micros"] == 0
-    await play.credits.release(hold["hold_id"])
-    assert (await play.sync.read({play.key: 340}, daily={play.key: 40}))["unseen_micros"] == 340
-    charged = await play.database.rows("select day, cost_micros from doorkey.unheld_costs order by transaction_id")
-    assert [(row["day"], row["cost_micros"]) for row in charged] == [(then.date(), 300), (datetime.now(UTC).date(), 40)]
-    await play.assert_sound()
-
-
 async def test_what_is_not_understood_is_named_and_not_charged(play: Play) -> None:
     stranger = key_hash("somebody else's")
     await play.sync.read({play.key: 300, stranger: 70, key_hash("unused"): 0}, byok={play.key: 9})
