@@ -183,6 +183,10 @@ class StandIn(Net):
     async def kill_worker_and_recover(self) -> None:
         await self.stop_worker(signal.SIGKILL)
         await self.start_worker()
+        # The sessions of the one that was killed may be seen for a moment: it is the other one that finds the death.
+        async for _ in attempts("a worker that found the death"):
+            if await self.queued() == 0:
+                return
 
     async def restart_server(self, how: signal.Signals) -> None:
         """Stops the server, in good order (SIGINT) or at once (SIGQUIT), and starts it."""
