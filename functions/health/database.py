@@ -178,7 +178,7 @@ def judge_sweep(facts: Facts) -> Finding:
     if ago is None:
         if installed <= LATE_SECONDS:
             return ok(f"doorkey was installed {_ago(installed)} ago; the first sweep is still to come.")
-        return broken("No sweep has ever run. Are the functions deployed?", "make deploy STAGE=STAGE")
+        return broken("No sweep has ever run, as before the functions are deployed.", "make deploy STAGE=STAGE")
     if ago > LATE_SECONDS:
         return broken(f"The last sweep began {_ago(ago)} ago; there should be one each minute.", invoke)
     return ok(f"The last sweep began {_ago(ago)} ago.")
