@@ -216,8 +216,11 @@ def judge_dead_rows(facts: Facts) -> Finding:
 def judge_held_queue(facts: Facts) -> Finding:
     """Whether OpenRouter refuses everybody."""
     reason = values_of(facts)["held_reason"]
-    if reason is None:
-        return ok("The queue is not held.")
+    return ok("The queue is not held.") if reason is None else finding_of_hold(reason)
+
+
+def finding_of_hold(reason: str) -> Finding:
+    """Why nobody is served, until when, and what mends it."""
     return broken(
         f"The queue is held, and nobody gets a key: {reason}. One probe a minute finds out when it is over.",
         HELD_MENDS.get(reason, "docs/operations.md#queue-held"),
