@@ -316,7 +316,7 @@ def uninstall(
         url = uninstall_command.database_url(database_url, os.environ)
         work = uninstall_command.Uninstallation(console, url, plan, os.environ)
         _run(work.look(), interrupted_code=130)
-        if work.installed is None:
+        if not work.is_needed:
             return
         if not yes:
             work.confirm()

@@ -5,6 +5,7 @@ The surprising thing: a day's figures go on changing. A row is counted as it sta
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from functions.clients.outside import build_clients
+from functions.kit.counting import counted
 from functions.kit.settings import Settings
 from functions.signups.store import SignupDay, report_signups
 
@@ -53,8 +55,8 @@ async def run(console: Console, progress: Console, days: int, *, as_json: bool) 
     if as_json:
         console.print_json(json.dumps([_as_json(day) for day in report]))
         return
-    console.print(table_of(report))
     if any(day.signups for day in report):
+        console.print(table_of(report))
         console.print(plot_of(report))
     console.print(sentence_of(report))
 
@@ -79,10 +81,13 @@ def table_of(report: list[SignupDay]) -> Table:
 
 
 def plot_of(report: list[SignupDay]) -> Text:
-    """One bar a day, as long as its signups are many, in parts; with a legend."""
+    """One bar a day from the first that has signups on, as long as they are many, in parts; with a legend."""
     most = max(day.signups for day in report)
+    shown = list(itertools.dropwhile(lambda day: not day.signups, report))
     plot = Text()
-    for day in report:
+    if len(shown) < len(report):
+        plot.append("before   nobody\n", style="dim")
+    for day in shown:
         plot.append(f"{day.day:%m-%d} ", style="dim").append_text(_bar(day, most)).append(f" {day.signups}\n")
     for name, (letter, style, meaning) in PARTS.items():
         if any(getattr(day, name) for day in report):
@@ -93,14 +98,15 @@ def plot_of(report: list[SignupDay]) -> Text:
 def sentence_of(report: list[SignupDay]) -> str:
     """What it comes to."""
     signups = sum(day.signups for day in report)
+    within = f"within {counted(len(report), 'day')}"
     if not signups:
-        return f"Nobody has signed up within {len(report)} days."
+        return f"Nobody has signed up {within}."
     provisioned = sum(day.provisioned for day in report)
     wanted = provisioned + sum(day.under_way + day.dead for day in report)
     rate = _percent(provisioned / wanted if wanted else None)
     return (
-        f"{signups} signups within {len(report)} days; {provisioned} of the {wanted} who were to have a key "
-        f"have had one: {rate}."
+        f"{counted(signups, 'signup')} {within}; {provisioned:,} of the {counted(wanted, 'who was', 'who were')} to have a"
+        f" key {'has' if provisioned == 1 else 'have'} had one: {rate}."
     )
 
 

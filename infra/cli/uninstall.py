@@ -22,6 +22,7 @@ from psycopg.sql import SQL, Identifier
 from rich.console import Console
 from rich.table import Table
 
+from functions.kit.counting import counted
 from infra.cli.key_deletion import delete_keys, openrouter_account
 from infra.local.stack import CHECKOUT
 
@@ -141,8 +142,16 @@ class Uninstallation:
             return user.partition(".")[2] or host.removeprefix("db.").partition(".")[0]
         return f"{host}/{parts.get('dbname') or 'postgres'}"
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether something is there that was asked to go; known once it has looked."""
+        found, plan = self.installed, self._plan
+        if found is None:
+            return False
+        return not (found.is_archive and plan.keeps_ledger) or (plan.deletes_keys and found.live_keys > 0)
+
     async def look(self) -> None:
-        """Shows what would go and what would stay.
+        """Shows what would go and what would stay, or says that nothing is to be done.
 
         Raises:
             UninstallStopped: the database can't be reached.
@@ -157,6 +166,9 @@ class Uninstallation:
                 raise UninstallStopped(_sentence(error)) from None
         if self.installed is None:
             self._console.print("doorkey is not installed in this database. There is nothing to do.")
+            return
+        if not self.is_needed:
+            self._console.print(_nothing_to_do(self.installed))
             return
         self._console.print(_summary(self.name, self._plan, self.installed))
         if self.installed.mentions:
@@ -181,7 +193,7 @@ class Uninstallation:
             KeysNotDeleted: attempts are under way still.
             DoorkeyError: OpenRouter refuses; the keys deleted so far are.
         """
-        if self.installed is None:
+        if self.installed is None or not self.is_needed:
             return
         deleted = 0
         async with await self._connect() as connection:
@@ -205,11 +217,12 @@ class Uninstallation:
         if self._plan.keeps_ledger:
             sentences.append("The ledger is kept in schema doorkey, for role postgres only.")
         if deleted:
-            sentences.append(f"{deleted} {'key is' if deleted == 1 else 'keys are'} deleted at OpenRouter.")
+            sentences.append(f"{counted(deleted, 'key is', 'keys are')} deleted at OpenRouter.")
         if left > 0:
             sentences.append(
-                f"{left} live {'key stays' if left == 1 else 'keys stay'} at OpenRouter and can still spend: they are"
-                " called doorkey-<project>-..., and only you can delete them there now."
+                f"{counted(left, 'live key stays', 'live keys stay')} at OpenRouter and can still spend:"
+                f" {'it is' if left == 1 else 'they are'} called doorkey-<project>-..., and only you can delete"
+                f" {'it' if left == 1 else 'them'} there now."
             )
         sentences.append("Take the functions away too, if they still run: make remove STAGE=...")
         return " ".join(sentences)
@@ -291,16 +304,26 @@ def _summary(name: str, plan: UninstallPlan, installed: Installed) -> Table:
     else:
         table.add_row("Goes", "the ledger: who was given what, and what they spent. --keep-ledger keeps it")
     if plan.deletes_keys:
-        table.add_row("Goes", f"{_keys(installed)} at OpenRouter")
+        table.add_row("Goes", f"{counted(installed.live_keys, 'live key')} at OpenRouter")
     elif installed.live_keys:
-        spendable = "without a limit" if installed.is_uncapped else f"${installed.spendable_micros / 1_000_000:,.2f}"
-        table.add_row("Stays", f"{_keys(installed)} at OpenRouter, which can still spend: {spendable}. --delete-keys")
+        table.add_row("Stays", f"{_still_spending(installed)}. --delete-keys")
     table.add_row("Stays", "your tables, your users, extensions, and all else that is yours")
     return table
 
 
-def _keys(installed: Installed) -> str:
-    return f"{installed.live_keys} live {'key' if installed.live_keys == 1 else 'keys'}"
+def _nothing_to_do(installed: Installed) -> str:
+    sentences = [
+        "doorkey is uninstalled already: what is left is the ledger that was kept, as an archive in schema doorkey. There"
+        " is nothing to do; without --keep-ledger it goes too."
+    ]
+    if installed.live_keys:
+        sentences.append(f"{_still_spending(installed)}; with --delete-keys they go.")
+    return " ".join(sentences)
+
+
+def _still_spending(installed: Installed) -> str:
+    spendable = "without a limit" if installed.is_uncapped else f"${installed.spendable_micros / 1_000_000:,.2f}"
+    return f"{counted(installed.live_keys, 'live key')} at OpenRouter, which can still spend: {spendable}"
 
 
 def _sentence(error: psycopg.Error) -> str:

@@ -18,8 +18,10 @@ from rich.console import Console, RenderableType
 
 from functions import sweep
 from functions.clients.outside import build_clients
+from functions.clients.supabase import Supabase
 from functions.kit.settings import Settings
 from functions.signups.store import SignupDay
+from infra.cli import report_signups
 from infra.cli.report_signups import plot_of, sentence_of, table_of
 from infra.local.stack import CHECKOUT, Stack
 from tests.support.people import insert_person, token_for, until_state
@@ -88,8 +90,23 @@ async def test_the_report_is_a_table_a_plot_and_a_sentence(stack: Stack) -> None
     assert code == 0, printed
     assert re.search(r"day +signups +eager +lazy +sweep +waiting +open +dead +gone +median", printed)
     assert "█" in printed
-    assert re.search(r"^\d+ signups within 2 days; \d+ of the \d+ who were to have a key", printed, re.MULTILINE)
+    assert re.search(r"^\d+ signups? within 2 days; \d+ of the \d+ who (was|were) to have a key", printed, re.MULTILINE)
     assert "@" not in printed
+
+
+async def test_where_nobody_has_signed_up_it_says_so_and_draws_nothing(
+    monkeypatch: pytest.MonkeyPatch, stack: Stack
+) -> None:
+    async def nobody(_database: Supabase, *, from_day: date, to_day: date) -> list[SignupDay]:
+        return [SignupDay(from_day), SignupDay(to_day)]
+
+    monkeypatch.setattr(report_signups, "report_signups", nobody)
+    for name, value in stack.functions_environment.items():
+        monkeypatch.setenv(name, value)
+    console = Console(width=80, file=io.StringIO())
+    await report_signups.run(console, console, 2, as_json=False)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "Nobody has signed up within 2 days.\n"
 
 
 async def test_a_wrong_key_is_a_sentence_and_no_traceback(stack: Stack) -> None:
@@ -144,7 +161,15 @@ def test_the_table_is_whole_in_80_columns() -> None:
 def test_no_signups_are_a_sentence() -> None:
     days = [SignupDay(date(2026, 3, 1)), SignupDay(date(2026, 3, 2))]
     assert sentence_of(days) == "Nobody has signed up within 2 days."
-    assert "2026" not in drawn(table_of(days))
+    assert sentence_of(days[:1]) == "Nobody has signed up within 1 day."
+
+
+def test_days_before_the_first_signup_are_no_bars() -> None:
+    days = [*(SignupDay(date(2026, 3, n)) for n in (1, 2)), SignupDay(date(2026, 3, 3), signups=1, dead=1)]
+    before, day, *_ = drawn(plot_of([*days, SignupDay(date(2026, 3, 4))])).splitlines()
+    assert (before.split(), day.split()[0]) == (["before", "nobody"], "03-03")
+    assert "before" not in drawn(plot_of(days[2:]))
+    assert sentence_of(days) == "1 signup within 3 days; 0 of the 1 who was to have a key have had one: 0 %."
 
 
 def test_the_rate_is_of_those_who_were_to_have_a_key_and_never_rounded_up() -> None:

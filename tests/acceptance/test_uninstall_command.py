@@ -138,6 +138,24 @@ async def test_nothing_to_uninstall_is_said(hosted_database: Database) -> None:
     assert (run.code, "not installed in this database" in run.said) == (0, True), run.said
 
 
+async def test_uninstalled_already_is_said_and_nobody_is_asked(database: Database) -> None:
+    doors, given = Doors(database), address(database)
+    await doors.make_ready(await database.insert_user())
+    assert (await uninstall("--keep-ledger", "--yes", **given)).code == 0
+    again = await uninstall("--keep-ledger", **given)
+    assert (again.code, "uninstalled already" in again.said, "Type" in again.said) == (0, True, False), again.said
+    assert "1 live key at OpenRouter, which can still spend: $5.00; with --delete-keys" in again.said
+
+    # What is left of it is asked about: the key, or the ledger.
+    key = {"OPENROUTER_MANAGEMENT_KEY": "nobody-asks"}
+    for words in (("--keep-ledger", "--delete-keys"), ()):
+        run = await uninstall(*words, typed="no\n", **given, **key)
+        assert (run.code, "Type" in run.said) == (1, True), run.said
+    await database.run("update doorkey.openrouter_user_keys set status = 'deleted', deleted_at = now()")
+    run = await uninstall("--keep-ledger", "--delete-keys", **given, **key)
+    assert (run.code, "uninstalled already" in run.said, "live key" in run.said) == (0, True, False), run.said
+
+
 async def test_functions_of_the_hosts_that_will_fail_are_named(database: Database) -> None:
     await database.run(
         "create function public.my_balance() returns bigint language plpgsql as $$ begin"
