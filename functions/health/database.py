@@ -9,6 +9,7 @@ from functions.clients.supabase import ServiceKeyRejected
 from functions.health.checks import Facts, Finding, Judge, broken, ok, sentence_of, skipped, warning
 from functions.health.doors import declared_doors, missing_doors, open_inside, shut_doors, wide_open_doors
 from functions.health.store import SecretProof
+from functions.kit.counting import counted
 from functions.kit.errors import RlsDenied
 
 # A sweep comes every minute; whoever is due longer was missed by the hint and by the sweep. As the alarms have it.
@@ -135,10 +136,10 @@ def judge_pg_net(facts: Facts) -> Finding:
         )
     if (found["waiting"] or 0) >= MANY_WAITING:
         return warning(
-            f"At least {MANY_WAITING} requests wait in pg_net: hints are late, and the sweep does the work.",
+            f"At least {MANY_WAITING:,} requests wait in pg_net: hints are late, and the sweep does the work.",
             "select url, count(*) from net.http_request_queue group by 1;   (who sends so many?)",
         )
-    waiting = "" if found["waiting"] is None else f"; {found['waiting']} requests wait"
+    waiting = "" if found["waiting"] is None else f"; {counted(found['waiting'], 'request waits', 'requests wait')}"
     if found["is_worker_up"] is None:
         return ok(f"pg_net is installed; whether its worker runs can't be seen{waiting}.")
     return ok(f"pg_net is installed and its worker runs{waiting}.")
@@ -208,7 +209,7 @@ def judge_dead_rows(facts: Facts) -> Finding:
     word = dead[0]["error"] if len(dead) == 1 and dead[0]["error"] != "unknown" else None
     again = f"doorkey redrive --error {word}" if word else "doorkey redrive --all"
     return warning(
-        f"{users} {'user was' if users == 1 else 'users were'} given up: {reasons}.",
+        f"{counted(users, 'user was', 'users were')} given up: {reasons}.",
         f"{again}   (once the cause is mended; docs/errors.md)",
     )
 
@@ -235,14 +236,15 @@ def judge_hourly_brake(facts: Facts) -> Finding:
         return ok("There is no hourly brake.")
     if values["is_braked"]:
         return warning(
-            f"The {most} keys of this hour are used up: later users wait.", "docs/operations.md#hourly-brake"
+            f"This hour's {counted(most, 'key is', 'keys are')} used up: later users wait.",
+            "docs/operations.md#hourly-brake",
         )
-    return ok(f"This hour still has room: at most {most} keys are made.")
+    return ok(f"This hour still has room: at most {counted(most, 'key is', 'keys are')} made.")
 
 
 def _ago(seconds: int) -> str:
     if seconds < 120:
-        return f"{seconds} seconds"
+        return counted(seconds, "second")
     if seconds < 7200:
         return f"{seconds // 60} minutes"
     return f"{seconds // 3600} hours"

@@ -29,6 +29,7 @@ from functions.health.checks import (
 )
 from functions.health.store import get_health, prove_webhook_secret
 from functions.kit.clock import Clock, system_clock
+from functions.kit.counting import counted
 from functions.kit.settings import Settings
 
 DATABASE = "the database"
@@ -110,9 +111,10 @@ def judge_sealing_keys(facts: Facts) -> Finding:
     counts: dict[str, int] = facts.answer("sealed_secrets")
     lost = {key_id: count for key_id, count in counts.items() if key_id not in configured}
     if lost:
+        stored_keys = counted(sum(lost.values()), "user's key is", "users' keys are")
         return broken(
-            f"{sum(lost.values())} users' keys are sealed with {', '.join(sorted(lost))}, which is not in "
-            "DOORKEY_SEALING_KEYS: they can't be shown.",
+            f"{stored_keys} sealed with {', '.join(sorted(lost))}, which is not in DOORKEY_SEALING_KEYS: nobody can be"
+            " shown theirs.",
             "docs/operations.md#the-sealing-key   (put the old key back behind the others)",
         )
     stored = sum(counts.values())

@@ -10,6 +10,7 @@ from functions.clients.project import KeyAnswer
 from functions.clients.secrets_manager import SecretUnreadable
 from functions.health.checks import ASK_SECONDS, Facts, Finding, NotSeen, broken, ok, sentence_of, skipped, warning
 from functions.health.database import Report
+from functions.kit.counting import counted
 from functions.kit.settings import SettingsInvalid
 
 KEYS_PAGE = "dashboard, Project Settings, API Keys"
@@ -238,17 +239,16 @@ def judge_openrouter_credits(facts: Facts, keys: dict[str, int]) -> Finding:
             f"Buy credits   ({CREDITS_PAGE})",
         )
     has = f"The OpenRouter account has {_dollars(left)}"
+    may_spend = f"{counted(keys['live'], 'live key')} may still spend {_dollars(keys['spendable_micros'])}"
     if keys["spendable_micros"] > left:
         return warning(
-            f"{has}, and the users' {keys['live']} live keys may still spend {_dollars(keys['spendable_micros'])}.",
+            f"{has}, and the users' {may_spend}.",
             f"Buy credits   ({CREDITS_PAGE})",
         )
     if not keys["live"]:
         return ok(f"{has}; no user has a live key yet.")
-    uncapped = f", and {keys['uncapped']} have no limit" if keys["uncapped"] else ""
-    return ok(
-        f"{has}; the users' {keys['live']} live keys may still spend {_dollars(keys['spendable_micros'])}{uncapped}."
-    )
+    uncapped = f", and {counted(keys['uncapped'], 'has', 'have')} no limit" if keys["uncapped"] else ""
+    return ok(f"{has}; the users' {may_spend}{uncapped}.")
 
 
 def _dollars(micros: int) -> str:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from functions.clients.outside import build_clients
 from functions.clients.supabase import DatabaseRefused, Supabase, SupabaseAnswerLost, SupabaseUnreachable
+from functions.kit.counting import counted
 from functions.kit.settings import Settings
 from functions.provisioning import store
 from functions.provisioning.store import BackfilledBatch, BackfillPreview, BackfillProgress, OldUsers
@@ -98,8 +99,8 @@ def _rate(asked: int | None, progress: BackfillProgress) -> int:
     rate = asked or max(brake // 2, 1)
     if rate > most:
         raise BackfillStopped(
-            f"{rate} keys an hour are too many for a backfill: of the {brake} that max_keys_per_hour allows in"
-            f" doorkey.settings, it may have {most}; the others are kept for signups."
+            f"{counted(rate, 'key')} an hour {'is' if rate == 1 else 'are'} too many for a backfill: of the {brake}"
+            f" that max_keys_per_hour allows in doorkey.settings, it may have {most}; the others are kept for signups."
         )
     return rate
 
@@ -140,7 +141,7 @@ def _table(found: BackfillPreview, progress: BackfillProgress, per_hour: int) ->
     if waiting:
         table.add_row("", f"and {_money(waiting, progress)} if all who wait come to it")
     table.add_section()
-    table.add_row("Takes", f"{_hours(found.due, per_hour)} at {per_hour} keys an hour")
+    table.add_row("Takes", f"{_hours(found.due, per_hour)} at {counted(per_hour, 'key')} an hour")
     if progress.max_per_hour is not None and per_hour == progress.max_per_hour:
         table.add_row("", "which is all that max_keys_per_hour leaves to a backfill")
     elif progress.max_per_hour is not None:
@@ -217,7 +218,7 @@ class _Backfill:
             batch = await self._enrol(after)
             after = batch.next_after
             if not self._console.is_terminal and batch.due + batch.waiting:
-                self._console.print(f"{self._enrolled} users enrolled.")
+                self._console.print(f"{counted(self._enrolled, 'user')} enrolled.")
             is_last = after is None or self._enrolled == self._plan.limit
             if not self._plan.waits:
                 bar.update(task, advance=batch.due, total=self._keys_found, description="enrolled")
@@ -277,7 +278,8 @@ class _Backfill:
             late = _sweep_lateness(progress)
             if late:
                 raise BackfillStopped(
-                    f"{late} {under_way} users wait for their key. Start the sweep and run this again."
+                    f"{late} {counted(under_way, 'user waits', 'users wait')} for their key. Start the sweep and run"
+                    " this again."
                 )
             if standing != shown:
                 shown, changed = standing, time.monotonic()
@@ -288,14 +290,17 @@ class _Backfill:
         raise BackfillStopped("It is taking longer than anybody watches. Run it again to go on.")
 
     def _conclude(self, progress: BackfillProgress) -> None:
-        self._console.print(f"{self._enrolled} users enrolled. All backfills together: {_standing(progress)}.")
+        self._console.print(
+            f"{counted(self._enrolled, 'user')} enrolled. All backfills together: {_standing(progress)}."
+        )
         if self._unfilled_profiles:
             self._console.print(
-                f"{self._unfilled_profiles} of them have no row in public.profiles, and none could be made:"
-                " doorkey.audit_log says why (profile.not_filled)."
+                f"{counted(self._unfilled_profiles, 'of them has', 'of them have')} no row in public.profiles, and none"
+                " could be made: doorkey.audit_log says why (profile.not_filled)."
             )
         if progress.dead:
-            raise BackfillStopped(f"{progress.dead} were given up. See their last_error, then doorkey redrive.")
+            given_up = counted(progress.dead, "user was", "users were")
+            raise BackfillStopped(f"{given_up} given up. See their last_error, then doorkey redrive.")
 
 
 async def _persist(call: Callable[[], Awaitable[T]], *, is_repeatable: bool) -> T:

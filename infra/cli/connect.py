@@ -15,6 +15,7 @@ from rich.console import Console
 from functions.clients.outside import Clients, build_clients
 from functions.clients.supabase import DatabaseRefused
 from functions.connection import store
+from functions.kit.counting import counted
 from functions.kit.sealing import SealingKey
 from functions.kit.settings import Settings, generate_webhook_secret
 from infra.connection.environments import Home, environment_at
@@ -99,9 +100,11 @@ async def _check_sealing_keys(clients: Clients, settings: Settings, has_sealing_
     counts = await store.count_sealed_secrets(clients.supabase)
     lost = {key_id: count for key_id, count in counts.items() if key_id not in configured}
     if lost:
+        stored = sum(lost.values())
         raise CannotGoOn(
-            f"{sum(lost.values())} stored keys of users are sealed with {', '.join(sorted(lost))}, which is not in "
-            f"{SEALING_KEYS} here: with another key nobody could open them again. Give the environment that the "
+            f"{counted(stored, 'stored key of a user is', 'stored keys of users are')} sealed with"
+            f" {', '.join(sorted(lost))}, which is not in {SEALING_KEYS} here: with another key nobody could open"
+            f" {'it' if stored == 1 else 'them'} again. Give the environment that the "
             "functions run with. Only if that key is lost for good: --give-up-sealed-secrets."
         )
 

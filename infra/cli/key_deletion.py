@@ -27,6 +27,7 @@ from functions.clients.openrouter import (
     OpenRouterLimited,
     OpenRouterUnreachable,
 )
+from functions.kit.counting import counted
 from functions.kit.settings import Settings
 
 CONCURRENCY = 8
@@ -123,7 +124,9 @@ async def _stop_making_keys(console: Console, connection: Connection) -> None:
             if not row["count"]:
                 return
             await asyncio.sleep(POLL_SECONDS)
-    raise KeysNotDeleted(f"{row['count']} keys are still being made or changed. Run it again in some minutes.")
+    raise KeysNotDeleted(
+        f"{counted(row['count'], 'key is', 'keys are')} still being made or changed. Run it again in some minutes."
+    )
 
 
 class _Deletion:

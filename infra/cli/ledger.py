@@ -18,6 +18,7 @@ from rich.table import Table
 
 from functions.clients.outside import build_clients
 from functions.credits.ledger import Difference, Page, verify
+from functions.kit.counting import counted
 from functions.kit.settings import Settings
 from infra.cli.running import errors, run_command
 
@@ -96,7 +97,7 @@ class _Counts:
     def doing(self) -> str:
         """What it is at, in a few words."""
         if self.unfinished is not None:
-            return f"Verifying {self.unfinished}: {self.of_one:,} transactions"
+            return f"Verifying {self.unfinished}: {counted(self.of_one, 'transaction')}"
         return f"Verifying receipts: {self.receipts:,}" if self.receipts else "Verifying"
 
 
@@ -147,8 +148,7 @@ def _shown(micros: Decimal | None) -> str:
 
 
 def _sentence(counts: _Counts) -> str:
-    scope = f"{counts.users:,} accounts, {counts.transactions:,} transactions"
+    scope = f"{counted(counts.users, 'account')}, {counted(counts.transactions, 'transaction')}"
     if not counts.different:
         return f"Nothing differs: {scope}, and every figure is what its entries say."
-    differ = "figure differs" if counts.different == 1 else "figures differ"
-    return f"{counts.different:,} {differ} from the entries ({scope})."
+    return f"{counted(counts.different, 'figure differs', 'figures differ')} from the entries ({scope})."

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from functions.clients.outside import build_clients
+from functions.kit.counting import counted
 from functions.kit.settings import Settings
 from functions.metering.drift import UNKNOWN, Totals, choose_day, read_pages
 from functions.metering.drift_pages import DriftOfKey, totals_of
@@ -50,7 +51,7 @@ async def run(out: Console, notes: Console, day: date | None, *, as_json: bool) 
             async for page in read_pages(clients.supabase, chosen):
                 totals.add(page)
                 differing = _worst(differing, page)
-                status.update(f"Comparing: {totals.keys:,} keys")
+                status.update(f"Comparing: {counted(totals.keys, 'key')}")
     if as_json:
         out.print_json(_report(chosen, totals, differing))
     elif totals.keys:
@@ -82,16 +83,21 @@ def sentence_of(day: date, totals: Totals) -> str:
     """What it comes to."""
     if not totals.keys:
         return f"No key was used on {day}, as far as is known."
+    keys = counted(totals.keys, "key")
     if not totals.differing:
-        return f"Nothing differs on {day}: {totals.keys:,} keys, each the same in ledger, receipts and OpenRouter."
-    of_keys = f"of {totals.keys:,} keys"
+        return f"Nothing differs on {day}: {keys}, each the same in ledger, receipts and OpenRouter."
     if totals.causes[UNKNOWN]:
         return (
-            f"{totals.causes[UNKNOWN]:,} {of_keys} differ on {day} without a known cause, "
+            f"{totals.causes[UNKNOWN]:,} of {keys} {_differ(totals.causes[UNKNOWN])} on {day} without a known cause, "
             f"by {_micros(totals.unknown_micros)} micro-dollars."
         )
     causes = ", ".join(f"{totals.causes[cause]:,} {name}" for cause, name in CAUSES.items() if totals.causes[cause])
-    return f"{totals.differing:,} {of_keys} differ on {day}, and every difference has its cause: {causes}."
+    differ = _differ(totals.differing)
+    return f"{totals.differing:,} of {keys} {differ} on {day}, and every difference has its cause: {causes}."
+
+
+def _differ(keys: int) -> str:
+    return "differs" if keys == 1 else "differ"
 
 
 def _worst(before: list[KeyDay], page: list[KeyDay]) -> list[KeyDay]:

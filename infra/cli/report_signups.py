@@ -105,8 +105,8 @@ def sentence_of(report: list[SignupDay]) -> str:
     wanted = provisioned + sum(day.under_way + day.dead for day in report)
     rate = _percent(provisioned / wanted if wanted else None)
     return (
-        f"{counted(signups, 'signup')} {within}; {provisioned:,} of the {counted(wanted, 'who was', 'who were')} to have a"
-        f" key {'has' if provisioned == 1 else 'have'} had one: {rate}."
+        f"{counted(signups, 'signup')} {within}; {provisioned:,} of the {counted(wanted, 'who was', 'who were')} to"
+        f" have a key {'has' if provisioned == 1 else 'have'} had one: {rate}."
     )
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from functions.clients.outside import build_clients
+from functions.kit.counting import counted
 from functions.kit.settings import Settings
 from functions.offers import store
 from functions.offers.reviews import read_reviews
@@ -79,11 +80,15 @@ async def _list(rows: int, after: uuid.UUID | None, as_json: bool) -> None:
         return
     console.print(_table(held))
     if len(held) == rows:
-        console.print(f"These are the first {rows} welcomes that are held{' after that' if after else ''}.")
+        console.print(f"{_first(rows)} held{' after that' if after else ''}.")
         # On one line at any width: it is copied.
         console.print(f"Go on with: doorkey review list --rows {rows} --after {held[-1].user_id}", soft_wrap=True)
     else:
-        console.print(f"{len(held)} {'welcome is' if len(held) == 1 else 'welcomes are'} held.")
+        console.print(f"{counted(len(held), 'welcome is', 'welcomes are')} held.")
+
+
+def _first(rows: int) -> str:
+    return "This is the first welcome that is" if rows == 1 else f"These are the first {rows:,} welcomes that are"
 
 
 async def _release(user: uuid.UUID) -> None:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from functions.clients.outside import Clients, build_clients
 from functions.clients.supabase import DatabaseRefused
 from functions.connection import store
+from functions.kit.counting import counted
 from functions.kit.sealing import SealingKey
 from functions.kit.settings import Settings
 from infra.cli.connect import SEALING_KEYS
@@ -99,7 +100,8 @@ async def _check_removable(clients: Clients, step: SealingStep, keys: tuple[Seal
     count = await count_others(clients.supabase, keys[0].key_id)
     if count:
         raise CannotGoOn(
-            f"{count} stored keys are not sealed with {keys[0].key_id} yet: run it without --remove-old first."
+            f"{counted(count, 'stored key is', 'stored keys are')} not sealed with {keys[0].key_id} yet: run it without"
+            " --remove-old first."
         )
 
 
@@ -125,16 +127,19 @@ async def _reseal(console: Console, clients: Clients, keys: tuple[SealingKey, ..
 
 
 def _conclude(console: Console, old: SealingKey, outcome: Resealed) -> None:
-    console.print(f"{outcome.resealed} stored keys were sealed anew.")
+    console.print(f"{counted(outcome.resealed, 'stored key was', 'stored keys were')} sealed anew.")
     if outcome.broken:
         shown = "\n".join(f"  {key_hash}" for key_hash in outcome.broken[:SHOWN_HASHES])
         more = len(outcome.broken) - SHOWN_HASHES
         raise CannotGoOn(
-            f"{len(outcome.broken)} can't be opened by any key here; they were left as they are:\n{shown}"
+            f"{counted(len(outcome.broken), 'stored key')} can't be opened by any key here and"
+            f" {'stays as it is' if len(outcome.broken) == 1 else 'stay as they are'}:\n{shown}"
             + (f"\n  and {more} more" if more > 0 else "")
         )
     if outcome.left:
-        raise CannotGoOn(f"{outcome.left} more were sealed with another key meanwhile: run it again.")
+        raise CannotGoOn(
+            f"{counted(outcome.left, 'more was', 'more were')} sealed with another key meanwhile: run it again."
+        )
     console.print(
         f"Nothing is sealed with {old.key_id} any more: doorkey rotate-sealing-key --remove-old takes it out. Keep it "
         "with the older backups of the database: they are sealed with it."

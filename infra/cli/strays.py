@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from functions.clients.outside import build_clients
+from functions.kit.counting import counted
 from functions.kit.settings import Settings
 from functions.provisioning.strays import collect_strays
 
@@ -46,20 +47,24 @@ async def run(console: Console, *, deletes: bool) -> None:
         if len(report.strays) > MAX_ROWS_SHOWN:
             console.print(f"... and {len(report.strays) - MAX_ROWS_SHOWN} more.")
     if report.foreign_keys:
-        console.print(
-            f"{report.foreign_keys} keys go by the name of this project, and this database never made them: does a copy"
-            " of it use the same DOORKEY_PROJECT? They are left alone.",
-            style="yellow",
-        )
+        console.print(_foreign_sentence(report.foreign_keys), style="yellow")
     if not report.is_complete:
         console.print("There are more keys than one run looks through: only the newest were.", style="yellow")
     console.print(_sentence(len(report.strays), report.deleted))
+
+
+def _foreign_sentence(found: int) -> str:
+    them, they_are = ("it", "It is") if found == 1 else ("them", "They are")
+    return (
+        f"{counted(found, 'key goes', 'keys go')} by the name of this project, and this database never made {them}:"
+        f" does a copy of it use the same DOORKEY_PROJECT? {they_are} left alone."
+    )
 
 
 def _sentence(found: int, deleted: int) -> str:
     if not found:
         return "No strays: every key by our name is known, or too young to tell."
     if not deleted:
-        return f"{found} {'stray' if found == 1 else 'strays'}. Nothing was deleted; --delete does that."
-    left = "" if deleted == found else f" {found - deleted} are left for the next run."
-    return f"{deleted} {'stray is' if deleted == 1 else 'strays are'} deleted.{left}"
+        return f"{counted(found, 'stray')}. Nothing was deleted; --delete does that."
+    left = "" if deleted == found else f" {counted(found - deleted, 'is', 'are')} left for the next run."
+    return f"{counted(deleted, 'stray is', 'strays are')} deleted.{left}"

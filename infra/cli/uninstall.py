@@ -313,8 +313,8 @@ def _summary(name: str, plan: UninstallPlan, installed: Installed) -> Table:
 
 def _nothing_to_do(installed: Installed) -> str:
     sentences = [
-        "doorkey is uninstalled already: what is left is the ledger that was kept, as an archive in schema doorkey. There"
-        " is nothing to do; without --keep-ledger it goes too."
+        "doorkey is uninstalled already: what is left is the ledger that was kept, as an archive in schema doorkey."
+        " There is nothing to do; without --keep-ledger it goes too."
     ]
     if installed.live_keys:
         sentences.append(f"{_still_spending(installed)}; with --delete-keys they go.")

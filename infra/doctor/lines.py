@@ -172,7 +172,8 @@ def judge_migrations(facts: Facts) -> Finding:
     if not missing:
         return ok(f"All {len(files)} migrations are applied.")
     names = ", ".join(missing[:MAX_NAMES]) + (f" and {len(missing) - MAX_NAMES} more" if missing[MAX_NAMES:] else "")
-    return broken(f"{len(missing)} of {len(files)} migrations are not applied: {names}.", PUSH)
+    is_or_are = "is" if len(missing) == 1 else "are"
+    return broken(f"{len(missing)} of {len(files)} migrations {is_or_are} not applied: {names}.", PUSH)
 
 
 def judge_webhook_address(facts: Facts) -> Finding:

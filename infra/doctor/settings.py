@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from functions.health.checks import Finding, broken, ok, warning
+from functions.kit.counting import counted
 from functions.kit.settings import Settings, SettingsInvalid, variable_names
 
 # One is found out only when another is right: how long to keep a key depends on how long a lease is.
@@ -86,7 +87,8 @@ def judge_settings(environment: Mapping[str, str], examined: Examined, given: Ma
     if slips:
         found = "; ".join(f"{slip} is no setting: is {meant} meant?" for slip, meant in slips.items())
         return warning(found, "docs/settings.md lists them all")
-    return ok(f"{len(environment)} settings are given and can be used; the others have their defaults.")
+    given_ones = counted(len(environment), "setting is", "settings are")
+    return ok(f"{given_ones} given and can be used; the others have their defaults.")
 
 
 def misspelt(given: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:

@@ -268,7 +268,7 @@ async def test_those_given_up_are_named_and_the_code_is_not_zero(crowd: Crowd) -
     )
     code, printed = await run(crowd, "--yes", *FAST, "--no-wait")
     assert code == 1
-    assert "1 were given up" in printed
+    assert "1 user was given up" in printed
     assert "doorkey redrive" in printed
 
 

@@ -72,7 +72,7 @@ async def test_a_difference_without_a_cause_is_shown_and_ends_with_1(stack: Stac
     assert re.search(rf"^{odd[:8]} +0 +0 +1,234\.5 +1,234\.5 +unknown", printed, re.MULTILINE)
     assert re.search(rf"^{named[:8]} +0 +0 +0 +0 +BYOK", printed, re.MULTILINE)
     assert re.search(r"^all keys +0 +0 +1,234\.5 +1,234\.5 +2", printed, re.MULTILINE)
-    assert f"1 of 2 keys differ on {past.day} without a known cause, by 1,234.5 micro-dollars." in printed
+    assert f"1 of 2 keys differs on {past.day} without a known cause, by 1,234.5 micro-dollars." in printed
     code, printed, beside = await report(stack, "drift", "--day", past.day.isoformat(), "--json")
     assert code == 1
     told = json.loads(printed)

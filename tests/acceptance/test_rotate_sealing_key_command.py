@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from io import StringIO
@@ -171,7 +172,7 @@ async def test_the_old_key_stays_while_it_seals_anything(installation: Installat
     await to_the_last_step(installation, env_file)
     run = await rotate(installation, env_file, "--remove-old")
     assert run.code == 1
-    assert "1 stored keys are not sealed with" in run.said
+    assert "1 stored key is not sealed with" in run.said
     assert len(ids(await kept(env_file))) == 2
 
 
@@ -263,6 +264,12 @@ async def test_what_changes_meanwhile_is_not_overwritten_and_what_comes_is_found
     assert await installation.shown_secret(person) in stored.values()
 
 
+def _sealed_anew(said: str) -> int:
+    match = re.search(r"([\d,]+) stored keys? (was|were) sealed anew", said)
+    assert match, said
+    return int(match[1].replace(",", ""))
+
+
 async def test_two_at_once_do_each_row_once(installation: Installation, env_file: Path) -> None:
     secrets = await seal_many(installation, await kept(env_file), MANY_ROWS)
     new, _ = await to_the_last_step(installation, env_file)
@@ -274,7 +281,7 @@ async def test_two_at_once_do_each_row_once(installation: Installation, env_file
     ]
     said = [(await process.communicate())[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert sum(int(text.split(" stored keys were sealed anew")[0].split()[-1]) for text in said) == MANY_ROWS
+    assert sum(_sealed_anew(text) for text in said) == MANY_ROWS
     assert await counts(installation) == {new: MANY_ROWS}
     assert await opened(installation, await kept(env_file)) == secrets
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +17,13 @@ FUNCTIONS = sorted((CHECKOUT / "functions").rglob("*.py"))
 OWN_CODE = [*FUNCTIONS, *sorted((CHECKOUT / "infra").rglob("*.py"))]
 TESTS = sorted((CHECKOUT / "tests").rglob("*.py"))
 MAX_LINES = 400
+# Where a person reads how many there are, it may be one.
+COUNTED = re.compile(
+    r" ([a-z']+ )?(accounts|calls|checks|figures|keys|migrations|offers|receipts|requests|rows|seconds|settings"
+    r"|signups|strays|transactions|users|welcomes)\b"
+)
+SPOKEN = {"functions/health", "infra/cli", "infra/connection", "infra/doctor"}
+ALWAYS_SEVERAL = {"len(files)", "len(names)", "rows"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -48,6 +57,31 @@ def test_public_names_are_documented() -> None:
         if not ast.get_docstring(node)
     ]
     assert not silent, "Say what it means, in which units, and which errors it raises."
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    found = [
+        f"{path.relative_to(CHECKOUT)}:{text.lineno} {ast.unparse(value)}"
+        for path in OWN_CODE
+        if "/".join(path.relative_to(CHECKOUT).parts[:2]) in SPOKEN
+        for text, value in _numbers_before_plurals(ast.parse(path.read_text()))
+        if not (isinstance(value, ast.Name) and value.id.isupper()) and ast.unparse(value) not in ALWAYS_SEVERAL
+    ]
+    assert not found, "Say it by functions.kit.counting.counted, or put it into ALWAYS_SEVERAL."
+
+
+def _numbers_before_plurals(tree: ast.Module) -> Iterator[tuple[ast.JoinedStr, ast.expr]]:
+    for text in ast.walk(tree):
+        if isinstance(text, ast.JoinedStr):
+            for value, then in zip(text.values, text.values[1:], strict=False):
+                if (
+                    isinstance(value, ast.FormattedValue)
+                    # A fraction is several, whatever it is.
+                    and (value.format_spec is None or "." not in ast.unparse(value.format_spec))
+                    and isinstance(then, ast.Constant)
+                    and COUNTED.match(str(then.value))
+                ):
+                    yield text, value.value
 
 
 def test_files_are_short_enough_to_be_one_room() -> None:

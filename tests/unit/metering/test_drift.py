@@ -103,10 +103,10 @@ def test_the_table_is_whole_in_80_columns() -> None:
 
 def test_the_sentence_says_what_it_comes_to() -> None:
     assert sentence_of(DAY, total()) == "No key was used on 2026-03-01, as far as is known."
-    assert sentence_of(DAY, total(key())).startswith("Nothing differs on 2026-03-01: 1 keys, each the same")
+    assert sentence_of(DAY, total(key())).startswith("Nothing differs on 2026-03-01: 1 key, each the same")
     named = total(key(1, 2, "in_flight"), key(2, 0, "unseen"), key(3))
     assert sentence_of(DAY, named).endswith(
         "2 of 3 keys differ on 2026-03-01, and every difference has its cause: 1 unseen, 1 in flight."
     )
     odd = total(key(1, "-0.5", "unknown"), key(2, 0, "unseen"))
-    assert sentence_of(DAY, odd) == "1 of 2 keys differ on 2026-03-01 without a known cause, by 0.5 micro-dollars."
+    assert sentence_of(DAY, odd) == "1 of 2 keys differs on 2026-03-01 without a known cause, by 0.5 micro-dollars."
