@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -64,6 +65,14 @@ def wait_until_up(place: Path, process: subprocess.Popen[str]) -> str:
             return found[1]
         time.sleep(POLL_SECONDS)
     raise AssertionError(f"not up after {UP_SECONDS} seconds:\n{out(place)}")
+
+
+def until_shown(place: Path, line: str) -> None:
+    """Waits for a line in what it prints."""
+    deadline = time.monotonic() + UP_SECONDS
+    while not re.search(line, out(place)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    assert re.search(line, out(place)), out(place)
 
 
 def left_behind(place: Path) -> list[str]:
@@ -130,6 +139,9 @@ def test_demo_shows_three_people_with_a_key_beside_a_running_dev(place: Path) ->
 def test_dev_shows_a_signup_as_a_readable_line_and_leaves_nothing_behind(place: Path) -> None:
     process = start(place, "dev")
     functions_url = wait_until_up(place, process)
+    until_shown(place, r"rest +\| .*anon is refused")
+    of_the_start = re.findall(r"^rest +\| (.*)$", out(place), re.MULTILINE)
+    assert [bool(re.search(r"\(all is well: .+\)$", line)) for line in of_the_start] == [True] * 3, of_the_start
     key = re.search(r"Publishable key\s+│\s+(\S+)", out(place))
     assert key is not None
     answer = httpx.post(
@@ -139,19 +151,40 @@ def test_dev_shows_a_signup_as_a_readable_line_and_leaves_nothing_behind(place: 
         trust_env=False,
     )
     assert answer.status_code == 200
-    deadline = time.monotonic() + UP_SECONDS
-    line = re.compile(
-        r"functions +\| \d\d:\d\d:\d\d\.\d+ provisioning\.finished ready in [\d.]+ ms \(claim [\d.]+, create_key"
+    until_shown(
+        place,
+        r"functions +\| \d\d:\d\d:\d\d\.\d+ provisioning\.finished ready in [\d.]+ ms \(claim [\d.]+, create_key",
     )
-    while not line.search(out(place)) and time.monotonic() < deadline:
-        time.sleep(POLL_SECONDS)
-    assert line.search(out(place)), out(place)
     assert "somebody@example.com" not in out(place)
     process.send_signal(signal.SIGINT)
     # Whoever is impatient must not leave half of it running.
     process.send_signal(signal.SIGINT)
     assert process.wait(GONE_SECONDS) == 0
     wait_until_nothing_is_left(place)
+
+
+def test_of_lites_errors_only_those_of_its_start_are_explained_and_each_once() -> None:
+    grant = 'GRANT USAGE ON SCHEMA "doorkey" TO anon, authenticated, service_role'
+    refused = "permission denied for function get_doorkey_health"
+    errors = [
+        {"code": "42501", "message": "permission denied for schema doorkey", "query": grant},
+        {"code": "42501", "message": "permission denied for schema doorkey", "query": grant},
+        {"code": "42501", "message": "permission denied for schema doorkey", "query": "select 1"},
+        {"code": "42P01", "message": refused, "query": grant},
+        {"code": "42501", "message": refused},
+        {"code": "42501", "message": refused},
+        {"code": "42501", "message": "permission denied for table plans", "query": f"{grant}, somebody"},
+        {"message": "Could not find the table 'public.no_such_table' in the schema cache"},
+        {"message": "Could not find the table 'public.secret' in the schema cache"},
+    ]
+    script = f"for (const e of {json.dumps(errors)}) console.error(Object.assign(new Error(), e));"
+    quiet = CHECKOUT / "infra" / "local" / "lite_quiet.cjs"
+    run = subprocess.run(["node", "--require", quiet, "--eval", script], capture_output=True, text=True, check=True)
+    lines = run.stderr.splitlines()
+    assert [line for line in lines if line.partition(" (all is well: ")[1] == ""] == [
+        *("Error 42501", "Error 42501", "Error 42P01", "Error 42501", "Error 42501", "Error"),
+    ]
+    assert [at for at, line in enumerate(lines) if "(all is well: " in line] == [0, 4, 7]
 
 
 def test_faults_find_a_running_dev_by_any_of_its_addresses(place: Path) -> None:
