@@ -13,6 +13,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field, PlainSerializer
 
 from functions.clients.supabase import DatabaseBusy, Supabase
+from functions.kit.amounts import plain
 from functions.kit.errors import CursorInvalid
 from functions.metering.drift import Totals, choose_day
 from functions.metering.store import KeyDay, report_drift
@@ -21,8 +22,7 @@ from functions.web.cursors import decode_cursor, encode_cursor
 MAX_ROWS = 500
 DEFAULT_ROWS = 200
 
-# Never as 1E+3.
-Exact = Annotated[Decimal, PlainSerializer(lambda amount: format(amount, "f"), return_type=str)]
+Exact = Annotated[Decimal, PlainSerializer(plain, return_type=str)]
 
 
 class DriftQuery(BaseModel):

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from functions.clients.outside import build_clients
 from functions.credits.ledger import Difference, Page, verify
+from functions.kit.amounts import plain
 from functions.kit.counting import counted
 from functions.kit.settings import Settings
 from infra.cli.running import errors, run_command
@@ -126,7 +127,7 @@ def _exact(micros: Decimal | None) -> int | str | None:
     """For programs: a whole number; a cost with a fraction as text, so that nobody rounds it."""
     if micros is None:
         return None
-    return int(micros) if micros == micros.to_integral_value() else str(micros)
+    return int(micros) if micros == micros.to_integral_value() else plain(micros)
 
 
 def _table(found: list[Difference]) -> Table:
@@ -144,7 +145,7 @@ def _table(found: list[Difference]) -> Table:
 
 
 def _shown(micros: Decimal | None) -> str:
-    return "" if micros is None else f"{micros:,}"
+    return "" if micros is None else plain(micros, is_grouped=True)
 
 
 def _sentence(counts: _Counts) -> str:

@@ -77,7 +77,8 @@ async def test_what_differs_is_named_and_is_an_exit_code(scene: Scene) -> None:
 async def test_a_fraction_that_differs_is_named_exactly(scene: Scene) -> None:
     """What keys were charged has fractions: the command must not stop over one."""
     corrupt = "update public.openrouter_user_keys set charged_cost_micros = charged_cost_micros + %s where user_id = %s"
-    await scene.sql(corrupt, Decimal("1.25"), scene.user_id)
+    # With the zeros that a sum brings along.
+    await scene.sql(corrupt, Decimal("1.2500000000"), scene.user_id)
     code, printed, _ = await verify(scene.stack, "--json")
     (different,) = of(scene, json.loads(printed))
     assert code == 1

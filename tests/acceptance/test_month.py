@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from tests.month.run import faults, play
@@ -20,3 +23,7 @@ async def test_at_the_end_of_a_month_every_micro_dollar_is_placed(database: Data
     assert report["counts"]["leavers"]
     assert report["counts"]["last_words_micros"]
     assert report["counts"]["usage_returned_micros"]
+    # For programs: all digits that count, and no others.
+    amounts = re.findall(r'_micros": "([^"]*)"', json.dumps(report))
+    assert "0" in amounts
+    assert [amount for amount in amounts if not re.fullmatch(r"-?(0|[1-9]\d*)(\.\d*[1-9])?", amount)] == []

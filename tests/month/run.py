@@ -26,6 +26,7 @@ from functions.clients.outside import Clients
 from functions.clients.supabase import Supabase
 from functions.credits import store as credit_store
 from functions.credits.holds import expire_holds
+from functions.kit.amounts import plain
 from functions.kit.errors import DoorkeyError
 from functions.metering.last_words import hear_last_words
 from functions.metering.store import report_drift
@@ -301,18 +302,18 @@ async def _verdict(month: Month) -> dict[str, Any]:
             found = causes.setdefault(row.cause or "agrees", {"key_days": Decimal(0), "micros": Decimal(0)})
             found["key_days"] += 1
             found["micros"] += abs(row.difference_micros)
-        unknown += [f"{day} {row.key_hash} {row.difference_micros}" for row in rows if row.cause == "unknown"]
+        unknown += [f"{day} {row.key_hash} {plain(row.difference_micros)}" for row in rows if row.cause == "unknown"]
         day_ledger = sum((row.ledger_micros for row in rows), Decimal(0))
         day_openrouter = sum((row.openrouter_micros for row in rows), Decimal(0))
         ledger, openrouter = ledger + day_ledger, openrouter + day_openrouter
         by_day[day.isoformat()] = {
             "keys": len(rows),
-            "ledger_micros": str(day_ledger),
-            "receipts_micros": str(sum((row.receipts_micros for row in rows), Decimal(0))),
-            "openrouter_micros": str(day_openrouter),
-            "byok_micros": str(sum((row.byok_micros for row in rows), Decimal(0))),
-            "difference_micros": str(day_openrouter - day_ledger),
-            "simulator_micros": str(simulated[day]) if day in simulated else None,
+            "ledger_micros": plain(day_ledger),
+            "receipts_micros": plain(sum((row.receipts_micros for row in rows), Decimal(0))),
+            "openrouter_micros": plain(day_openrouter),
+            "byok_micros": plain(sum((row.byok_micros for row in rows), Decimal(0))),
+            "difference_micros": plain(day_openrouter - day_ledger),
+            "simulator_micros": plain(simulated[day]) if day in simulated else None,
         }
         day += timedelta(days=1)
     charged = (await month.clock.rows("select sum(charged_cost_micros) from public.openrouter_user_keys"))[0][0]
@@ -323,14 +324,14 @@ async def _verdict(month: Month) -> dict[str, Any]:
         "days": DAYS,
         "counts": dict(sorted(month.counts.items())),
         "causes": {
-            cause: {"key_days": int(found["key_days"]), "difference_micros": str(found["micros"])}
+            cause: {"key_days": int(found["key_days"]), "difference_micros": plain(found["micros"])}
             for cause, found in sorted(causes.items())
         },
         "unknown": unknown[:20],
-        "ledger_micros": str(ledger),
-        "charged_to_keys_micros": str(charged),
-        "openrouter_micros": str(openrouter),
-        "simulator_micros": str(billed),
+        "ledger_micros": plain(ledger),
+        "charged_to_keys_micros": plain(charged),
+        "openrouter_micros": plain(openrouter),
+        "simulator_micros": plain(billed),
         "broken_rules": [f"{row['user_id']} {row['rule']}" for row in broken[:20]],
         "by_day": by_day,
     }

@@ -11,7 +11,8 @@ import pytest
 
 from functions.clients.supabase import DatabaseBusy, Supabase
 from functions.metering import drift_pages
-from functions.metering.drift_pages import DriftQuery, page_of_drift
+from functions.metering.drift import Totals
+from functions.metering.drift_pages import DriftOfKey, DriftQuery, page_of_drift, totals_of
 from functions.metering.store import KeyDay
 
 DAY = date(2026, 11, 20)
@@ -44,6 +45,17 @@ async def test_a_page_that_takes_too_long_is_shorter_and_every_key_is_seen_once(
     most_rows = 1
     with pytest.raises(DatabaseBusy):
         await page_of_drift(database, DriftQuery(day=DAY, limit=16), NOW_SECONDS)
+
+
+def test_a_sum_of_nothing_is_written_as_0() -> None:
+    none, half = Decimal("0E-20"), Decimal("0.500")
+    row = KeyDay(KEYS[0], UUID(int=1), none, none, half, none, half, "unknown")
+    written = DriftOfKey.model_validate(row, from_attributes=True).model_dump(mode="json")
+    assert [written[f"{name}_micros"] for name in ("ledger", "openrouter", "difference")] == ["0", "0.5", "0.5"]
+    totals = Totals()
+    totals.add([row])
+    in_all = totals_of(totals).model_dump(mode="json")
+    assert (in_all["byok_micros"], in_all["unknown_micros"]) == ("0", "0.5")
 
 
 def row_of(key_hash: str) -> KeyDay:

@@ -1,0 +1,18 @@
+"""Exact amounts as text. The surprising thing: Python and Postgres keep the zeros of a sum, and write 0 as 0E-20."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+
+def plain(amount: Decimal, *, is_grouped: bool = False) -> str:
+    """All digits that count, and no others: no exponent, no zeros at the end, and a nought without a sign.
+
+    Args:
+        amount: any finite one.
+        is_grouped: with commas, for people.
+    """
+    if not amount:
+        return "0"
+    text = f"{amount:,f}" if is_grouped else f"{amount:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
