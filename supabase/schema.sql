@@ -541,6 +541,11 @@ create table "doorkey"."disposable_domains" (
 alter table "doorkey"."disposable_domains"
   enable row level security;
 
+create trigger note_domains_emptied
+  before truncate on doorkey.disposable_domains
+  for each STATEMENT
+  execute function doorkey.note_truncation();
+
 create trigger note_domain
   after insert or delete or update on doorkey.disposable_domains
   for each row
@@ -857,6 +862,11 @@ alter table "doorkey"."settings"
 
 create index settings_default_plan on doorkey.settings using btree (default_plan_id);
 
+create trigger note_settings_emptied
+  before truncate on doorkey.settings
+  for each STATEMENT
+  execute function doorkey.note_truncation();
+
 create trigger note_settings
   after insert or delete or update on doorkey.settings
   for each row
@@ -974,6 +984,11 @@ create table "doorkey"."welcome_arms" (
 alter table "doorkey"."welcome_arms"
   enable row level security;
 
+create trigger note_arms_emptied
+  before truncate on doorkey.welcome_arms
+  for each STATEMENT
+  execute function doorkey.note_truncation();
+
 create trigger note_arm
   after insert or delete or update on doorkey.welcome_arms
   for each row
@@ -1005,6 +1020,11 @@ create trigger note_offer_row
   after insert or delete on doorkey.welcome_offers
   for each row
   execute function doorkey.note_edit('offer');
+
+create trigger note_offers_emptied
+  before truncate on doorkey.welcome_offers
+  for each STATEMENT
+  execute function doorkey.note_truncation();
 
 create trigger note_offer
   before update on doorkey.welcome_offers
@@ -5897,6 +5917,22 @@ end
 $function$;
 
 revoke all on function "doorkey"."note_trouble"(text, uuid, text, text) from public;
+
+-- doorkey.note_truncation
+
+create or replace function doorkey.note_truncation()
+  returns trigger
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  execute format('delete from %I.%I', tg_table_schema, tg_table_name);
+  return null;
+end
+$function$;
+
+revoke all on function "doorkey"."note_truncation"() from public;
 
 -- doorkey.note_usage
 

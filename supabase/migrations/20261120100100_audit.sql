@@ -77,6 +77,17 @@ end
 $$;
 revoke all on function doorkey.note_edit() from public, anon, authenticated, service_role;
 
+-- Emptying such a table fires nothing of its rows: so they are deleted first, and each is noted.
+create or replace function doorkey.note_truncation() returns trigger
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  execute format('delete from %I.%I', tg_table_schema, tg_table_name);
+  return null;
+end
+$$;
+revoke all on function doorkey.note_truncation() from public, anon, authenticated, service_role;
+
 -- The same of settings, of which only those are noted that changed: of secrets a fingerprint, and of what doorkey itself
 -- writes there, some of it every minute, nothing.
 create or replace function doorkey.note_settings() returns trigger

@@ -67,7 +67,8 @@ on conflict (id) do nothing;
 
 create or replace trigger note_plan before update on public.plans
   for each row execute function doorkey.note_edit('plan');
--- After, because an insert that meets a plan that is there comes to nothing.
+-- After, because an insert that meets a plan that is there comes to nothing. (Plans can't be truncated: accounts refer to
+-- them, and those go no more than the ledger.)
 create or replace trigger note_plan_row after insert or delete on public.plans
   for each row execute function doorkey.note_edit('plan');
 

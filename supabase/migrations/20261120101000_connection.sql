@@ -16,6 +16,8 @@ revoke all on function doorkey.digest_secret(text) from public, anon, authentica
 -- Here, because from here on there are fingerprints.
 create or replace trigger note_settings after insert or update or delete on doorkey.settings
   for each row execute function doorkey.note_settings();
+create or replace trigger note_settings_emptied before truncate on doorkey.settings
+  for each statement execute function doorkey.note_truncation();
 
 create or replace function doorkey.check_proof(p_proof text) returns void
 language plpgsql stable security definer set search_path = ''

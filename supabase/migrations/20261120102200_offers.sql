@@ -81,6 +81,12 @@ create or replace trigger note_arm after insert or update or delete on doorkey.w
   for each row execute function doorkey.note_edit('arm');
 create or replace trigger note_domain after insert or update or delete on doorkey.disposable_domains
   for each row execute function doorkey.note_edit('disposable_domain');
+create or replace trigger note_offers_emptied before truncate on doorkey.welcome_offers
+  for each statement execute function doorkey.note_truncation();
+create or replace trigger note_arms_emptied before truncate on doorkey.welcome_arms
+  for each statement execute function doorkey.note_truncation();
+create or replace trigger note_domains_emptied before truncate on doorkey.disposable_domains
+  for each statement execute function doorkey.note_truncation();
 
 -- How each user was welcomed since any of this was on. Outlives the user, as money does.
 create table if not exists doorkey.welcomes (

@@ -54,6 +54,7 @@ INSIDE = (
     "doorkey.next_old_users(uuid, uuid, timestamp with time zone, timestamp with time zone, integer)",
     "doorkey.note_edit()",
     "doorkey.note_settings()",
+    "doorkey.note_truncation()",
     "doorkey.note_trouble(text, uuid, text, text)",
     "doorkey.open_doors()",
     "doorkey.open_inside()",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
 import pytest
 
 from infra.local.postgres import SUPERUSER
@@ -84,6 +85,47 @@ async def test_every_edit_of_an_operators_row_leaves_who_what_before_and_after(d
     assert (added["before"], removed["after"]) == (None, None)
     assert added["after"] == edited["before"] == {**removed["before"], column: added["after"][column]}
     assert edited["after"] == removed["before"] == {**added["after"], column: value}
+
+
+@pytest.mark.parametrize("table", ROWS)
+async def test_emptying_a_table_leaves_what_deleting_its_rows_would(database: Database, table: str) -> None:
+    noun, row, _ = ROWS[table]
+    await database.run(
+        f"insert into doorkey.{table} ({', '.join(row)}) values ({', '.join(['%s'] * len(row))})", tuple(row.values())
+    )
+    rows = {str(found["row"]) for found in await database.rows(f"select to_jsonb(t) as row from doorkey.{table} as t")}
+    await database.run("delete from doorkey.audit_log")
+    await database.run(f"truncate doorkey.{table}", role="postgres")
+    assert await database.value(f"select count(*) from doorkey.{table}") == 0
+    noted = await lines(database, noun)
+    assert {(line["actor"], line["action"], line["after"]) for line in noted} == {("postgres", f"{noun}.removed", None)}
+    assert {str(line["before"]) for line in noted} == rows
+    assert len(noted) == len(rows) > 0
+
+
+async def test_emptied_settings_are_noted_and_plans_go_no_more_than_the_ledger(database: Database) -> None:
+    await database.run("update doorkey.settings set webhook_secret = %s", (SECRETS["webhook_secret"],))
+    await database.run("delete from doorkey.audit_log")
+    await database.run("truncate doorkey.settings", role="postgres")
+    (line,) = await lines(database, "settings")
+    assert (line["actor"], line["before"]["provision_on"], len(line["before"]["webhook_secret"])) == (
+        *("postgres", "confirmed"),
+        16,
+    )
+    assert set(line["after"].values()) == {None}
+    await database.run("insert into doorkey.settings default values")
+    for refused in ("truncate public.plans", "truncate public.plans cascade"):
+        with pytest.raises(psycopg.Error):
+            await database.run(refused, role="postgres")
+    assert await database.value("select count(*) from public.plans") == 4
+
+
+async def test_every_table_whose_edits_are_noted_says_so_of_being_emptied(database: Database) -> None:
+    noted = """select distinct t.tgrelid::regclass::text as name
+                 from pg_trigger as t join pg_proc as p on p.oid = t.tgfoid where p.proname = any (%s)"""
+    edits = {row["name"] for row in await database.rows(noted, (["note_edit", "note_settings"],))}
+    emptied = {row["name"] for row in await database.rows(noted, (["note_truncation"],))}
+    assert edits - emptied == {"plans"}, "add a trigger like note_offers_emptied"
 
 
 async def test_an_offer_that_is_taken_is_not_edited_and_one_that_is_opened_again_is(database: Database) -> None:
