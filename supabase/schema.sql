@@ -1080,6 +1080,26 @@ create trigger zz_doorkey_user_updated
   for each row
   execute function doorkey.on_user_updated();
 
+-- public.add_welcome_offer
+
+create or replace function public.add_welcome_offer (
+  code          text,
+  amount_micros bigint,
+  days          integer,
+  ends_at       timestamp with time zone,
+  max_grants    integer,
+  actor         text,
+  request_id    text
+)
+  returns boolean
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.add_welcome_offer($1, $2, $3, $4, $5, $6, $7); $function$;
+
+revoke all on function "public"."add_welcome_offer"(text, bigint, integer, timestamp with time zone, integer, text, text) from public;
+
+grant execute on function "public"."add_welcome_offer"(text, bigint, integer, timestamp with time zone, integer, text, text) to "service_role";
+
 -- public.backfill_users
 
 create or replace function public.backfill_users (
@@ -1303,6 +1323,22 @@ create or replace function public.defer_provisioning (
 revoke all on function "public"."defer_provisioning"(uuid, integer, text, integer, boolean, boolean, text) from public;
 
 grant execute on function "public"."defer_provisioning"(uuid, integer, text, integer, boolean, boolean, text) to "service_role";
+
+-- public.end_welcome_offer
+
+create or replace function public.end_welcome_offer (
+  code       text,
+  actor      text,
+  request_id text
+)
+  returns timestamp with time zone
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.end_welcome_offer($1, $2, $3); $function$;
+
+revoke all on function "public"."end_welcome_offer"(text, text, text) from public;
+
+grant execute on function "public"."end_welcome_offer"(text, text, text) to "service_role";
 
 -- public.expire_holds
 
@@ -1777,6 +1813,32 @@ revoke all on function "public"."list_transactions"(uuid, text[], timestamp with
 grant execute
   on function "public"."list_transactions"(uuid, text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
   to "service_role";
+
+-- public.list_welcome_offers
+
+create or replace function public.list_welcome_offers (
+  after_code text,
+  offer_rows integer
+)
+  returns table (
+    code           text,
+    amount_micros  bigint,
+    days           integer,
+    starts_at      timestamp with time zone,
+    ends_at        timestamp with time zone,
+    max_grants     integer,
+    granted        integer,
+    standing       text,
+    is_switched_on boolean
+  )
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select * from doorkey.list_welcome_offers($1, $2); $function$;
+
+revoke all on function "public"."list_welcome_offers"(text, integer) from public;
+
+grant execute on function "public"."list_welcome_offers"(text, integer) to "service_role";
 
 -- public.post_credits
 
@@ -2419,6 +2481,22 @@ revoke all on function "doorkey"."account_of"(uuid) from public;
 
 grant execute on function "doorkey"."account_of"(uuid) to "service_role";
 
+-- doorkey.act_as
+
+create or replace function doorkey.act_as (
+  p_actor      text,
+  p_request_id text
+)
+  returns void
+  language sql
+  security definer
+  set search_path to ''
+  AS $function$
+  select set_config('doorkey.actor', p_actor, true), set_config('doorkey.request_id', coalesce(p_request_id, ''), true);
+$function$;
+
+revoke all on function "doorkey"."act_as"(text, text) from public;
+
 -- doorkey.add_up
 
 create or replace function doorkey.add_up (
@@ -2494,6 +2572,48 @@ create or replace function doorkey.add_usage (
 $function$;
 
 revoke all on function "doorkey"."add_usage"(text, date, numeric, numeric) from public;
+
+-- doorkey.add_welcome_offer
+
+create or replace function doorkey.add_welcome_offer (
+  p_code          text,
+  p_amount_micros bigint,
+  p_days          integer,
+  p_ends_at       timestamp with time zone,
+  p_max_grants    integer,
+  p_actor         text,
+  p_request_id    text
+)
+  returns boolean
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  perform doorkey.act_as(p_actor, p_request_id);
+  begin
+    insert into doorkey.welcome_offers as o (code, amount_micros, days, ends_at, max_grants)
+    values (p_code, p_amount_micros, p_days, p_ends_at, p_max_grants)
+    on conflict on constraint welcome_offers_pkey do nothing;
+  exception when check_violation or not_null_violation then
+    raise sqlstate 'PT422' using message = 'offer_invalid',
+      hint = 'A code is of small letters, digits, dots and dashes; amounts, days and bounds are positive; an end is to come.';
+  end;
+  if not exists (
+    select from doorkey.welcome_offers as o
+     where o.code = p_code
+       and (o.amount_micros, o.days, o.ends_at, o.max_grants)
+           is not distinct from (p_amount_micros, p_days, p_ends_at, p_max_grants)
+  ) then
+    raise sqlstate 'PT409' using message = 'offer_exists', hint = 'It is there with another content, or over.';
+  end if;
+  return (select s.welcome_offers from doorkey.settings as s);
+end
+$function$;
+
+revoke all on function "doorkey"."add_welcome_offer"(text, bigint, integer, timestamp with time zone, integer, text, text) from public;
+
+grant execute on function "doorkey"."add_welcome_offer"(text, bigint, integer, timestamp with time zone, integer, text, text) to "service_role";
 
 -- doorkey.applied_migrations
 
@@ -3924,6 +4044,41 @@ $function$;
 
 revoke all on function "doorkey"."end_of"(text) from public;
 
+-- doorkey.end_welcome_offer
+
+create or replace function doorkey.end_welcome_offer (
+  p_code       text,
+  p_actor      text,
+  p_request_id text
+)
+  returns timestamp with time zone
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  v_offer doorkey.welcome_offers;
+begin
+  select * into v_offer from doorkey.welcome_offers as o where o.code = p_code for update;
+  if not found then
+    raise sqlstate 'PT404' using message = 'offer_not_found', hint = 'There is no offer with this code.';
+  end if;
+  if v_offer.ends_at <= now() then
+    return v_offer.ends_at;
+  end if;
+  perform doorkey.act_as(p_actor, p_request_id);
+  -- One that is still to come ends after it began, if only by a microsecond.
+  update doorkey.welcome_offers as o
+     set starts_at = least(o.starts_at, now() - interval '1 microsecond'), ends_at = now()
+   where o.code = p_code;
+  return now();
+end
+$function$;
+
+revoke all on function "doorkey"."end_welcome_offer"(text, text, text) from public;
+
+grant execute on function "doorkey"."end_welcome_offer"(text, text, text) to "service_role";
+
 -- doorkey.enrol
 
 create or replace function doorkey.enrol (
@@ -5267,6 +5422,49 @@ revoke all on function "doorkey"."list_sealed_secrets"(text, integer) from publi
 
 grant execute on function "doorkey"."list_sealed_secrets"(text, integer) to "service_role";
 
+-- doorkey.list_welcome_offers
+
+create or replace function doorkey.list_welcome_offers (
+  p_after_code text,
+  p_rows       integer
+)
+  returns table (
+    code           text,
+    amount_micros  bigint,
+    days           integer,
+    starts_at      timestamp with time zone,
+    ends_at        timestamp with time zone,
+    max_grants     integer,
+    granted        integer,
+    standing       text,
+    is_switched_on boolean
+  )
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  return query
+    select o.code, o.amount_micros, o.days, o.starts_at, o.ends_at, o.max_grants, o.granted,
+           case when now() < o.starts_at then 'to_come'
+                when now() >= o.ends_at then 'over'
+                when o.granted >= o.max_grants then 'used_up'
+                else 'open' end,
+           s.welcome_offers
+      from doorkey.welcome_offers as o cross join doorkey.settings as s
+     where p_after_code is null or o.code > p_after_code
+     order by o.code limit p_rows;
+end
+$function$;
+
+revoke all on function "doorkey"."list_welcome_offers"(text, integer) from public;
+
+grant execute on function "doorkey"."list_welcome_offers"(text, integer) to "service_role";
+
 -- doorkey.lock_account
 
 create or replace function doorkey.lock_account (
@@ -5843,9 +6041,9 @@ declare
 begin
   if v_before is distinct from v_after then
     perform doorkey.write_audit(
-      session_user::text,
+      coalesce(nullif(current_setting('doorkey.actor', true), ''), session_user::text),
       tg_argv[0] || '.' || case tg_op when 'INSERT' then 'added' when 'UPDATE' then 'edited' else 'removed' end,
-      null, null, jsonb_build_object('before', v_before, 'after', v_after));
+      null, nullif(current_setting('doorkey.request_id', true), ''), jsonb_build_object('before', v_before, 'after', v_after));
     if tg_op = 'UPDATE' then
       new := jsonb_populate_record(new, jsonb_build_object('updated_at', now()));
     end if;

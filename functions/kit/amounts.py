@@ -1,8 +1,10 @@
-"""Exact amounts as text. The surprising thing: Python and Postgres keep the zeros of a sum, and write 0 as 0E-20."""
+"""Amounts as text. The surprising thing: Python and Postgres keep the zeros of a sum, and write 0 as 0E-20."""
 
 from __future__ import annotations
 
 from decimal import Decimal
+
+MICROS_PER_DOLLAR = 1_000_000
 
 
 def plain(amount: Decimal, *, is_grouped: bool = False) -> str:
@@ -16,3 +18,8 @@ def plain(amount: Decimal, *, is_grouped: bool = False) -> str:
         return "0"
     text = f"{amount:,f}" if is_grouped else f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def in_dollars(micros: int) -> str:
+    """Micro-dollars for people, to the cent."""
+    return f"${micros / MICROS_PER_DOLLAR:,.2f}"

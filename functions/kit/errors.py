@@ -16,6 +16,7 @@
     ├── HoldNotFound              404  hold_not_found
     ├── TransactionNotFound       404  transaction_not_found
     ├── ReviewNotFound            404  review_not_found
+    ├── OfferNotFound             404  offer_not_found
     ├── UnknownPlan               404  unknown_plan
     ├── PlanInactive              409  plan_inactive
     ├── PlanUnchanged             409  plan_unchanged
@@ -26,12 +27,14 @@
     ├── AlreadyReversed           409  already_reversed
     ├── TransactionNotReversible  409  transaction_not_reversible
     ├── ReviewOver                409  review_over
+    ├── OfferExists               409  offer_exists
     ├── BodyTooLarge              413  body_too_large
     ├── AmountOutOfRange          422  amount_out_of_range
     ├── SpanOutOfRange            422  span_out_of_range
     ├── DayNotBegun               422  day_not_begun
     ├── IdempotencyKeyInvalid     422  idempotency_key_invalid
     ├── PostingInvalid            422  posting_invalid
+    ├── OfferInvalid              422  offer_invalid
     ├── RotatedTooOften           429  rotated_too_often
     ├── InternalError             500  internal_error
     ├── SupabaseError                  (clients/supabase.py)
@@ -279,6 +282,27 @@ class ReviewNotFound(DoorkeyError):
 
     code = "review_not_found"
     status = 404
+
+
+class OfferNotFound(DoorkeyError):
+    """There is no offer with this code."""
+
+    code = "offer_not_found"
+    status = 404
+
+
+class OfferExists(DoorkeyError):
+    """This code is taken, by another offer or one that is over. An offer is not changed: take another code."""
+
+    code = "offer_exists"
+    status = 409
+
+
+class OfferInvalid(DoorkeyError):
+    """This can't be offered: a code is of small letters, digits, dots and dashes, and an end is to come."""
+
+    code = "offer_invalid"
+    status = 422
 
 
 class MethodNotAllowed(DoorkeyError):

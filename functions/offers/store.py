@@ -1,4 +1,5 @@
-"""The whole SQL vocabulary of offers: promises that come true, and welcomes that are held until an operator has looked.
+"""The whole SQL vocabulary of offers: what operators offer, promises that come true, and welcomes that are held until
+an operator has looked.
 
 The surprising thing: how a user is welcomed is nowhere here. That is decided by the claim, in the database.
 """
@@ -11,14 +12,23 @@ from typing import Any
 from uuid import UUID
 
 from functions.clients.supabase import DatabaseRefused, Rpc, Supabase
-from functions.kit.errors import DoorkeyError, ReviewNotFound, ReviewOver
+from functions.kit.errors import DoorkeyError, OfferExists, OfferInvalid, OfferNotFound, ReviewNotFound, ReviewOver
 
 GRANT_PROMISED = Rpc("grant_promised_credits", ("promised_rows", "request_id"), "service_role")
 LIST_REVIEWS = Rpc("list_reviews", ("after_user", "review_rows"), "service_role")
+LIST_OFFERS = Rpc("list_welcome_offers", ("after_code", "offer_rows"), "service_role")
+ADD_OFFER = Rpc(
+    "add_welcome_offer",
+    ("code", "amount_micros", "days", "ends_at", "max_grants", "actor", "request_id"),
+    "service_role",
+)
+END_OFFER = Rpc("end_welcome_offer", ("code", "actor", "request_id"), "service_role")
 RELEASE = Rpc("release_welcome", ("user_id", "actor", "request_id"), "service_role")
 CLAW_BACK = Rpc("claw_back_welcome", ("user_id", "reason", "actor", "request_id"), "service_role")
 
-_REFUSALS_BY_WORD: dict[str, type[DoorkeyError]] = {kind.code: kind for kind in (ReviewNotFound, ReviewOver)}
+_REFUSALS_BY_WORD: dict[str, type[DoorkeyError]] = {
+    kind.code: kind for kind in (ReviewNotFound, ReviewOver, OfferNotFound, OfferExists, OfferInvalid)
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,87 @@ class HeldWelcome:
     experiment: str | None
     arm: str | None
     referrer_id: UUID | None
+
+
+@dataclass(frozen=True)
+class WelcomeOffer:
+    """What whoever names the code at their signup gets.
+
+    Attributes:
+        code: as it is compared, in small letters.
+        amount_micros: instead of what the plan gives.
+        days: how long it lasts; None: for ever.
+        starts_at: from when on.
+        ends_at: until when; None: no end.
+        max_grants: for so many; None: no bound.
+        granted: how many have it; counted only where there is a bound.
+        standing: open, to_come, over or used_up.
+        is_switched_on: whether offers are looked at, all of them.
+    """
+
+    code: str
+    amount_micros: int
+    days: int | None
+    starts_at: datetime
+    ends_at: datetime | None
+    max_grants: int | None
+    granted: int
+    standing: str
+    is_switched_on: bool
+
+
+async def list_offers(database: Supabase, *, after_code: str | None, offer_rows: int) -> list[WelcomeOffer]:
+    """So many offers by their codes, after that one; 1 to 1000 at once."""
+    rows = await _call(database, LIST_OFFERS, {"after_code": after_code, "offer_rows": offer_rows})
+    return [
+        WelcomeOffer(
+            **{
+                **row,
+                "starts_at": datetime.fromisoformat(row["starts_at"]),
+                "ends_at": datetime.fromisoformat(row["ends_at"]) if row["ends_at"] else None,
+            }
+        )
+        for row in rows
+    ]
+
+
+async def add_offer(
+    database: Supabase,
+    code: str,
+    *,
+    amount_micros: int,
+    days: int | None,
+    ends_at: datetime | None,
+    max_grants: int | None,
+    actor: str,
+    request_id: str,
+) -> bool:
+    """Offers it from now on; whether offers are switched on. Repeatable with the same content.
+
+    Raises:
+        OfferExists: the code is taken, by another content or one that is over.
+        OfferInvalid: no code, or an end that is no more to come.
+    """
+    arguments = {
+        "code": code,
+        "amount_micros": amount_micros,
+        "days": days,
+        "ends_at": ends_at.isoformat() if ends_at else None,
+        "max_grants": max_grants,
+        "actor": actor,
+        "request_id": request_id,
+    }
+    return bool(await _call(database, ADD_OFFER, arguments))
+
+
+async def end_offer(database: Supabase, code: str, *, actor: str, request_id: str) -> datetime:
+    """Nobody is welcomed by it any more; since when.
+
+    Raises:
+        OfferNotFound: there is none with this code.
+    """
+    ended_at = await _call(database, END_OFFER, {"code": code, "actor": actor, "request_id": request_id})
+    return datetime.fromisoformat(ended_at)
 
 
 async def grant_promised(database: Supabase, *, promised_rows: int, request_id: str) -> int:

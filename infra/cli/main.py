@@ -28,6 +28,7 @@ from infra.cli import doctor as doctor_command
 from infra.cli import environment as environment_command
 from infra.cli import faults as faults_commands
 from infra.cli import ledger as ledger_commands
+from infra.cli import offers as offers_commands
 from infra.cli import redrive as redrive_command
 from infra.cli import report as report_commands
 from infra.cli import review as review_commands
@@ -52,6 +53,7 @@ app = typer.Typer(
 app.add_typer(faults_commands.app)
 app.add_typer(report_commands.app)
 app.add_typer(review_commands.app)
+app.add_typer(offers_commands.app)
 app.add_typer(ledger_commands.app)
 console = Console()
 
@@ -341,7 +343,14 @@ def _flowing(commands: typer.Typer) -> None:
         command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", text)
 
 
-for _commands_of in (app, faults_commands.app, report_commands.app, review_commands.app, ledger_commands.app):
+for _commands_of in (
+    app,
+    faults_commands.app,
+    report_commands.app,
+    review_commands.app,
+    offers_commands.app,
+    ledger_commands.app,
+):
     _flowing(_commands_of)
 
 

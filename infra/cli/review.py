@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
 import uuid
 from contextlib import aclosing
 from typing import Annotated
@@ -15,15 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from functions.clients.outside import build_clients
+from functions.kit.amounts import in_dollars
 from functions.kit.counting import counted
 from functions.kit.settings import Settings
 from functions.offers import store
 from functions.offers.reviews import read_reviews
 from functions.offers.store import HeldWelcome
+from infra.cli.actor import operator_name
 from infra.cli.running import errors, run_command
 
 MAX_ROWS = 1_000_000
-MICROS_PER_DOLLAR = 1_000_000
 
 app = typer.Typer(
     name="review",
@@ -94,8 +93,8 @@ def _first(rows: int) -> str:
 async def _release(user: uuid.UUID) -> None:
     clients = build_clients(Settings.from_environment())
     async with clients.http:
-        given = await store.release_welcome(clients.supabase, user, actor=_actor(), request_id=uuid.uuid4().hex)
-    console.print(f"{_dollars(given)} given; the key's limit follows within a minute.")
+        given = await store.release_welcome(clients.supabase, user, actor=operator_name(), request_id=uuid.uuid4().hex)
+    console.print(f"{in_dollars(given)} given; the key's limit follows within a minute.")
 
 
 async def _claw_back(user: uuid.UUID, reason: str) -> None:
@@ -105,18 +104,9 @@ async def _claw_back(user: uuid.UUID, reason: str) -> None:
     clients = build_clients(Settings.from_environment())
     async with clients.http:
         taken = await store.claw_back_welcome(
-            clients.supabase, user, reason=reason, actor=_actor(), request_id=uuid.uuid4().hex
+            clients.supabase, user, reason=reason, actor=operator_name(), request_id=uuid.uuid4().hex
         )
-    console.print(f"{_dollars(taken)} taken back; what was promised is not given any more.")
-
-
-def _actor() -> str:
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        # In a container that runs with a number which nobody there has.
-        name = str(os.getuid())
-    return f"operator:{name}"[:200]
+    console.print(f"{in_dollars(taken)} taken back; what was promised is not given any more.")
 
 
 def _table(held: list[HeldWelcome]) -> Table:
@@ -131,7 +121,7 @@ def _table(held: list[HeldWelcome]) -> Table:
         table.add_row(
             str(welcome.user_id),
             f"{welcome.created_at:%Y-%m-%d}",
-            _dollars(welcome.amount_micros),
+            in_dollars(welcome.amount_micros),
             ", ".join(welcome.reasons),
             f"{chosen_by}, referred" if welcome.referrer_id else chosen_by,
         )
@@ -145,7 +135,3 @@ def _as_json(welcome: HeldWelcome) -> dict[str, object]:
         "created_at": welcome.created_at.isoformat(),
         "referrer_id": str(welcome.referrer_id) if welcome.referrer_id else None,
     }
-
-
-def _dollars(micros: int) -> str:
-    return f"${micros / MICROS_PER_DOLLAR:.2f}"

@@ -54,6 +54,14 @@ $$;
 revoke all on function doorkey.note_trouble(text, uuid, text, text)
   from public, anon, authenticated, service_role;
 
+-- For the rest of a transaction: on whose behalf rows are edited that note it.
+create or replace function doorkey.act_as(p_actor text, p_request_id text) returns void
+language sql security definer set search_path = ''
+as $$
+  select set_config('doorkey.actor', p_actor, true), set_config('doorkey.request_id', coalesce(p_request_id, ''), true);
+$$;
+revoke all on function doorkey.act_as(text, text) from public, anon, authenticated, service_role;
+
 -- Whoever edits a row that operators keep, in whichever way, leaves a note of who, what, before and after. The trigger
 -- says what such a row is called; one that says when it was changed last goes on saying so.
 create or replace function doorkey.note_edit() returns trigger
@@ -65,9 +73,9 @@ declare
 begin
   if v_before is distinct from v_after then
     perform doorkey.write_audit(
-      session_user::text,
+      coalesce(nullif(current_setting('doorkey.actor', true), ''), session_user::text),
       tg_argv[0] || '.' || case tg_op when 'INSERT' then 'added' when 'UPDATE' then 'edited' else 'removed' end,
-      null, null, jsonb_build_object('before', v_before, 'after', v_after));
+      null, nullif(current_setting('doorkey.request_id', true), ''), jsonb_build_object('before', v_before, 'after', v_after));
     if tg_op = 'UPDATE' then
       new := jsonb_populate_record(new, jsonb_build_object('updated_at', now()));
     end if;

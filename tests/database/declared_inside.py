@@ -52,6 +52,7 @@ INSIDE = (
     "doorkey.look_again(uuid, boolean)",
     "doorkey.may_ask_openrouter()",
     "doorkey.next_old_users(uuid, uuid, timestamp with time zone, timestamp with time zone, integer)",
+    "doorkey.act_as(text, text)",
     "doorkey.note_edit()",
     "doorkey.note_settings()",
     "doorkey.note_truncation()",

@@ -109,6 +109,8 @@ class Call:
         "amount_out_of_range",
         "days_out_of_range",
         "review_not_found",
+        "offer_invalid",
+        "offer_not_found",
         "null",
         "true",
         "there",
@@ -130,6 +132,8 @@ REFUSALS = {
     "amount_out_of_range": 422,
     "days_out_of_range": 422,
     "review_not_found": 404,
+    "offer_invalid": 422,
+    "offer_not_found": 404,
 }
 
 _CALLS = {
@@ -161,6 +165,9 @@ _CALLS = {
     "backfill_users": Call((None, NOBODY, None, None, 0, 1, "door"), "page_out_of_range"),
     "backfill_progress": Call((), "progress"),
     "grant_promised_credits": Call((0, "door"), "page_out_of_range"),
+    "list_welcome_offers": Call((None, 0), "page_out_of_range"),
+    "add_welcome_offer": Call(("No code", 1, None, None, None, "door", "door"), "offer_invalid"),
+    "end_welcome_offer": Call(("no-code", "door", "door"), "offer_not_found"),
     "list_reviews": Call((None, 0), "page_out_of_range"),
     "release_welcome": Call((NOBODY, "door", "door"), "review_not_found"),
     "claw_back_welcome": Call((NOBODY, "door", "door", "door"), "review_not_found"),

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from infra.cli import review
+from infra.cli.actor import operator_name
 
 
 @pytest.mark.parametrize("error", [KeyError, OSError])
@@ -18,4 +18,4 @@ def test_an_operator_without_a_name_is_named_by_their_number(
         raise error("uid not found")
 
     monkeypatch.setattr(getpass, "getuser", refuse)
-    assert review._actor() == f"operator:{os.getuid()}"
+    assert operator_name() == f"operator:{os.getuid()}"
