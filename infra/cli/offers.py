@@ -29,6 +29,8 @@ from infra.cli.running import errors, run_command
 PAGE_ROWS = 1_000
 MAX_PAGES = 1_000
 MAX_DOLLARS = 1_000_000
+MAX_DAYS = 36_500
+MAX_GRANTS = 1_000_000_000
 CODE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 OFF = "Offers are switched off, so nobody gets one:"
 SWITCH_ON = "update doorkey.settings set welcome_offers = true;"
@@ -57,12 +59,16 @@ def add(
     dollars_given: Annotated[
         str, typer.Option("--dollars", help="What they get instead of what their plan gives, such as 20 or 7.50.")
     ],
-    days: Annotated[int | None, typer.Option(min=1, help="How long it lasts them; for ever if not said.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=MAX_DAYS, help="How long it lasts them; for ever if not said.")
+    ] = None,
     ends: Annotated[
         datetime | None,
         typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="Until when it is open, in UTC; no end if not said."),
     ] = None,
-    at_most: Annotated[int | None, typer.Option(min=1, help="Only for so many users; no bound if not said.")] = None,
+    at_most: Annotated[
+        int | None, typer.Option(min=1, max=MAX_GRANTS, help="Only for so many users; no bound if not said.")
+    ] = None,
 ) -> None:
     """Offers more, or less, from now on to whoever signs up with this code as `campaign` or `referral_source`.
 

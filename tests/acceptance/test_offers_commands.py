@@ -83,6 +83,8 @@ async def test_what_makes_no_offer_is_a_sentence(stack: Stack, code: str) -> Non
         (("add", code, "--dollars", "1000000.01"), "--dollars takes"),
         (("add", "not a code", "--dollars", "1"), "A code has"),
         (("add", code, "--dollars", "1", "--days", "0"), "--days"),
+        (("add", code, "--dollars", "1", "--days", "3000000000"), "--days"),
+        (("add", code, "--dollars", "1", "--at-most", "3000000000"), "--at-most"),
     ):
         done, printed = await offers(stack, *words)
         assert (done, reason in printed) == (2, True), printed
