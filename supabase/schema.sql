@@ -30,19 +30,6 @@ create type "doorkey"."key_action" as enum (
   'delete'
 );
 
--- doorkey.ledger_account
-
-create type "doorkey"."ledger_account" as enum (
-  'available',
-  'held',
-  'leaving',
-  'debt',
-  'receivable',
-  'granted',
-  'spent',
-  'expired'
-);
-
 -- doorkey.provisioning_claim
 
 create type "doorkey"."provisioning_claim" as (
@@ -65,6 +52,14 @@ create type "doorkey"."provisioning_state" as enum (
   'ready',
   'dead',
   'gone'
+);
+
+-- doorkey.system_account
+
+create type "doorkey"."system_account" as enum (
+  'granted',
+  'spent',
+  'expired'
 );
 
 -- public.credit_accounts
@@ -132,32 +127,46 @@ grant select on table "public"."credit_accounts" to "service_role";
 -- public.credit_transactions
 
 create table "public"."credit_transactions" (
-  "id"              bigint                   generated always as identity not null,
-  "user_id"         uuid                     not null,
-  "type"            text                     not null,
-  "amount_micros"   bigint                   not null,
-  "idempotency_key" text                     not null,
-  "reason"          text                     not null,
-  "actor"           text                     not null,
-  "provider"        text,
-  "model"           text,
-  "request_id"      text,
-  "created_at"      timestamp with time zone not null default now(),
+  "id"                bigint                   generated always as identity not null,
+  "user_id"           uuid                     not null,
+  "type"              text                     not null,
+  "amount_micros"     bigint                   not null,
+  "spendable_micros"  bigint                   not null default 0,
+  "leaving_micros"    bigint                   not null default 0,
+  "debt_micros"       bigint                   not null default 0,
+  "receivable_micros" bigint                   not null default 0,
+  "released_micros"   bigint                   not null default 0,
+  "remainder_micros"  numeric,
+  "idempotency_key"   text                     not null,
+  "reason"            text                     not null,
+  "actor"             text                     not null,
+  "provider"          text,
+  "model"             text,
+  "request_id"        text,
+  "created_at"        timestamp with time zone not null default now(),
   constraint "credit_transactions_actor_check" check (((length(actor) >= 1) AND (length(actor) <= 200))),
   constraint "credit_transactions_idempotency_key_check" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
   constraint "credit_transactions_once" unique (type, idempotency_key),
   constraint "credit_transactions_pkey" primary key (id),
   constraint "credit_transactions_reason_check" check (((length(reason) >= 1) AND (length(reason) <= 500))),
   constraint "credit_transactions_type_check"
-    check
-    ((type = ANY (ARRAY['purchase'::text, 'bonus'::text, 'refund'::text, 'adjustment'::text, 'usage'::text, 'expiry'::text, 'renewal'::text, 'hold'::text, 'release'::text]))),
-  constraint "credit_transactions_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id)
+    check ((type = ANY (ARRAY['purchase'::text, 'bonus'::text, 'refund'::text, 'adjustment'::text, 'usage'::text, 'expiry'::text, 'renewal'::text]))),
+  constraint "credit_transactions_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
+  constraint "entries_sum_to_zero" check ((amount_micros = (((spendable_micros + leaving_micros) + debt_micros) + receivable_micros)))
 );
 
 alter table "public"."credit_transactions"
   enable row level security;
 
+alter table "public"."credit_transactions"
+  add column "system_account" doorkey.system_account not null;
+
 create index credit_transactions_user on public.credit_transactions using btree (user_id, type, created_at desc, id desc);
+
+create trigger apply_transaction
+  after insert on public.credit_transactions
+  for each row
+  execute function doorkey.apply_transaction();
 
 create trigger refuse_rewriting
   before delete or update or truncate on public.credit_transactions
@@ -207,14 +216,11 @@ create table "public"."openrouter_user_keys" (
   "confirm_at"            timestamp with time zone,
   "is_doubtful"           boolean                  not null default false,
   "deleted_at"            timestamp with time zone,
-  constraint "openrouter_user_keys_attempt_check" check ((attempt > 0)),
   constraint "openrouter_user_keys_charged_cost_micros_check" check ((charged_cost_micros >= (0)::numeric)),
-  constraint "openrouter_user_keys_check" check (((status = 'deleted'::text) = (deleted_at IS NOT NULL))),
+  constraint "openrouter_user_keys_check1" check (((status = 'deleted'::text) = (deleted_at IS NOT NULL))),
+  constraint "openrouter_user_keys_check" check ((LEAST(limit_micros, reported_usage_micros, ((attempt - 1))::bigint, ((length(key_name) - 1))::bigint) >= 0)),
   constraint "openrouter_user_keys_key_hash_check" check ((key_hash ~ '^[0-9a-f]{64}$'::text)),
-  constraint "openrouter_user_keys_key_name_check" check (((length(key_name) >= 1) AND (length(key_name) <= 200))),
-  constraint "openrouter_user_keys_limit_micros_check" check ((limit_micros >= 0)),
   constraint "openrouter_user_keys_pkey" primary key (key_hash),
-  constraint "openrouter_user_keys_reported_usage_micros_check" check ((reported_usage_micros >= 0)),
   constraint "openrouter_user_keys_status_check" check ((status = ANY (ARRAY['active'::text, 'disabled'::text, 'deleted'::text])))
 );
 
@@ -418,20 +424,14 @@ create table "doorkey"."credit_holds" (
   "expires_at"             timestamp with time zone not null,
   "closed_at"              timestamp with time zone,
   "settled_at"             timestamp with time zone,
-  constraint "credit_holds_amount_micros_check" check (((amount_micros >= 1) AND (amount_micros <= '1000000000000'::bigint))),
-  constraint "credit_holds_available_after_micros_check" check ((available_after_micros >= 0)),
-  constraint "credit_holds_charged_micros_check" check ((charged_micros >= 0)),
-  constraint "credit_holds_check1" check (((owed_micros >= 0) AND (owed_micros <= charged_micros))),
-  constraint "credit_holds_check2" check ((expires_at > created_at)),
-  constraint "credit_holds_check" check (((held_micros = 0) OR (held_micros = amount_micros))),
-  constraint "credit_holds_cost_micros_check" check (((cost_micros >= (0)::numeric) AND (cost_micros <= ('1000000000000'::bigint)::numeric))),
-  constraint "credit_holds_idempotency_key_check" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
+  constraint "amounts_are_possible"
+    check
+    (((LEAST((amount_micros - 1), available_after_micros, tokens, owed_micros, (charged_micros - owed_micros)) >= 0) AND (LEAST(cost_micros, price_micros) >= (0)::numeric) AND
+    (cost_micros < 'Infinity'::numeric))),
   constraint "credit_holds_pkey" primary key (id),
-  constraint "credit_holds_price_micros_check" check ((price_micros >= (0)::numeric)),
-  constraint "credit_holds_tokens_check" check (((tokens >= 0) AND (tokens <= 1000000000))),
-  constraint "one_hold_for_each_key_of_a_user" unique (user_id, idempotency_key),
-  constraint "credit_holds_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
-  constraint "credit_holds_key_hash_fkey" foreign key (key_hash) references public.openrouter_user_keys(key_hash)
+  constraint "ends_after_its_beginning" check ((expires_at > created_at)),
+  constraint "idempotency_key_is_short" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
+  constraint "one_hold_for_each_key_of_a_user" unique (user_id, idempotency_key)
 );
 
 alter table "doorkey"."credit_holds"
@@ -441,25 +441,22 @@ alter table "doorkey"."credit_holds"
   add column "state" doorkey.hold_state not null default 'open'::doorkey.hold_state;
 
 alter table "doorkey"."credit_holds"
-  add constraint "holds_only_while_open" check (((state = 'open'::doorkey.hold_state) OR (held_micros = 0)));
+  add constraint "keeps_all_or_nothing_and_only_while_open" check (((held_micros = 0) OR ((held_micros = amount_micros) AND (state = 'open'::doorkey.hold_state))));
 
 alter table "doorkey"."credit_holds"
   add constraint "open_exactly_until_closed" check (((state = 'open'::doorkey.hold_state) = (closed_at IS NULL)));
 
 alter table "doorkey"."credit_holds"
-  add constraint "settled_exactly_with_a_cost" check ((((state = 'settled'::doorkey.hold_state) = (settled_at IS
-    NOT NULL)) AND (num_nulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros) = ANY (ARRAY[0, 5]))));
-
-alter table "doorkey"."credit_holds"
-  add constraint "settled_with_its_call" check (((state = 'settled'::doorkey.hold_state) OR (num_nonnulls(tokens, provider, model, generation_id) = 0)));
+  add constraint "settled_exactly_with_its_call" check ((
+CASE state
+    WHEN 'settled'::doorkey.hold_state THEN num_nulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros)
+    ELSE num_nonnulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros, tokens, provider, model, generation_id)
+END = 0));
 
 create index credit_holds_expiring on doorkey.credit_holds using btree (expires_at)
   where (state = 'open'::doorkey.hold_state);
 
-create index credit_holds_key on doorkey.credit_holds using btree (key_hash, state, closed_at);
-
-create index credit_holds_settled_of_key on doorkey.credit_holds using btree (key_hash, settled_at) include (cost_micros)
-  where (state = 'settled'::doorkey.hold_state);
+create index credit_holds_key on doorkey.credit_holds using btree (key_hash, state, settled_at, closed_at) include (cost_micros);
 
 create index credit_holds_settled on doorkey.credit_holds using btree (settled_at, key_hash)
   where (state = 'settled'::doorkey.hold_state);
@@ -490,10 +487,13 @@ create table "doorkey"."credit_lots" (
 alter table "doorkey"."credit_lots"
   enable row level security;
 
-create index credit_lots_expiring on doorkey.credit_lots using btree (expires_at)
-  where (remaining_micros > 0);
+alter table "doorkey"."credit_lots"
+  add column "is_empty" boolean generated always as ((remaining_micros = 0)) stored not null;
 
-create index credit_lots_user on doorkey.credit_lots using btree (user_id, ((remaining_micros > 0)), priority, expires_at, id);
+create index credit_lots_expiring on doorkey.credit_lots using btree (expires_at)
+  where (not is_empty);
+
+create index credit_lots_user on doorkey.credit_lots using btree (user_id, is_empty, priority, expires_at, id);
 
 -- doorkey.credit_takings
 
@@ -632,34 +632,6 @@ create table "doorkey"."known_people" (
 alter table "doorkey"."known_people"
   enable row level security;
 
--- doorkey.ledger_entries
-
-create table "doorkey"."ledger_entries" (
-  "transaction_id" bigint not null,
-  "amount_micros"  bigint not null,
-  constraint "ledger_entries_amount_micros_check" check ((amount_micros <> 0)),
-  constraint "ledger_entries_transaction_id_fkey" foreign key (transaction_id) references public.credit_transactions(id)
-);
-
-alter table "doorkey"."ledger_entries"
-  enable row level security;
-
-alter table "doorkey"."ledger_entries"
-  add column "account" doorkey.ledger_account not null;
-
-alter table "doorkey"."ledger_entries"
-  add constraint "ledger_entries_pkey" primary key (transaction_id, account);
-
-create trigger apply_entries
-  after insert on doorkey.ledger_entries referencing NEW table as added
-  for each STATEMENT
-  execute function doorkey.apply_entries();
-
-create trigger refuse_rewriting
-  before delete or update or truncate on doorkey.ledger_entries
-  for each STATEMENT
-  execute function doorkey.refuse_rewriting();
-
 -- doorkey.plan_changes
 
 create table "doorkey"."plan_changes" (
@@ -683,6 +655,19 @@ create table "doorkey"."plan_changes" (
 );
 
 alter table "doorkey"."plan_changes"
+  enable row level security;
+
+-- doorkey.posting_answers
+
+create table "doorkey"."posting_answers" (
+  "transaction_id"         bigint not null,
+  "available_after_micros" bigint not null,
+  constraint "posting_answers_available_after_micros_check" check ((available_after_micros >= 0)),
+  constraint "posting_answers_pkey" primary key (transaction_id),
+  constraint "posting_answers_transaction_id_fkey" foreign key (transaction_id) references public.credit_transactions(id)
+);
+
+alter table "doorkey"."posting_answers"
   enable row level security;
 
 -- doorkey.promised_credits
@@ -1062,6 +1047,26 @@ create index welcomes_held on doorkey.welcomes using btree (created_at, user_id)
 
 create index welcomes_referrer on doorkey.welcomes using btree (referrer_id)
   where (referrer_id is not null);
+
+-- doorkey.ledger_entries
+
+create view "doorkey"."ledger_entries" with (security_invoker=true) AS  SELECT t.id AS transaction_id,
+    e.account,
+    e.amount_micros
+   FROM (public.credit_transactions t
+     CROSS JOIN LATERAL ( VALUES ('spendable'::text,t.spendable_micros), ('leaving'::text,t.leaving_micros), ('debt'::text,t.debt_micros), ('receivable'::text,t.receivable_micros), ((t.system_account)::text,(- t.amount_micros))) e(account, amount_micros))
+  WHERE (e.amount_micros <> 0);
+
+-- doorkey.user_wishes
+
+create view "doorkey"."user_wishes" with (security_invoker=true) AS  SELECT id AS user_id,
+    ((banned_until IS NULL) OR (banned_until <= now())) AS is_enabled,
+        CASE
+            WHEN (banned_until > now()) THEN banned_until
+            ELSE NULL::timestamp with time zone
+        END AS changes_at
+   FROM auth.users u
+  WHERE (deleted_at IS NULL);
 
 -- auth.users
 
@@ -2203,7 +2208,18 @@ create or replace function public.reserve_credits (
   )
   language plpgsql
   set search_path to ''
-  AS $function$ begin return query select * from doorkey.reserve_credits($1, $2, $3, $4, $5, $6); end $function$;
+  AS $function$
+declare
+  v record;
+begin
+  v := doorkey.reserve_credits($1, $2, $3, $4, $5, $6);
+  hold_id := v.hold_id;
+  bound_key_hash := v.bound_key_hash;
+  expires_at := v.expires_at;
+  available_after_micros := v.available_after_micros;
+  return next;
+end
+$function$;
 
 revoke all on function "public"."reserve_credits"(uuid, bigint, integer, text, text, text) from public;
 
@@ -2312,7 +2328,16 @@ create or replace function public.settle_credits (
   )
   language plpgsql
   set search_path to ''
-  AS $function$ begin return query select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7); end $function$;
+  AS $function$
+declare
+  v record;
+begin
+  v := doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7);
+  charged_micros := v.charged_micros;
+  owed_micros := v.owed_micros;
+  return next;
+end
+$function$;
 
 revoke all on function "public"."settle_credits"(uuid, numeric, bigint, text, text, text, text) from public;
 
@@ -2455,7 +2480,7 @@ create or replace function doorkey.account_of (
                          l.amount_micros, l.remaining_micros, l.expires_at, l.created_at as granted_at
                     from doorkey.credit_lots as l
                     join public.credit_transactions as t on t.id = l.transaction_id
-                   where l.user_id = a.user_id and l.remaining_micros > 0
+                   where l.user_id = a.user_id and not l.is_empty
                    order by l.priority, l.expires_at nulls last, l.id limit 100) as l),
         'period_started_at', a.period_started_at, 'period_ends_at', a.period_ends_at,
         'referral_code', a.referral_code, 'created_at', a.created_at, 'updated_at', a.updated_at,
@@ -2506,10 +2531,8 @@ create or replace function doorkey.add_up (
     transaction_id bigint,
     user_id        uuid,
     amount_micros  bigint,
-    total          numeric,
     own            numeric,
-    available      numeric,
-    held           numeric,
+    spendable      numeric,
     leaving        numeric,
     debt           numeric,
     receivable     numeric,
@@ -2525,21 +2548,13 @@ create or replace function doorkey.add_up (
   security definer
   set search_path to ''
   AS $function$
-  select t.id, t.user_id, t.amount_micros, e.total, e.own, e.available, e.held, e.leaving, e.debt, e.receivable, e.spent,
+  select t.id, t.user_id, t.amount_micros,
+         t.spendable_micros + t.leaving_micros + t.debt_micros + t.receivable_micros, t.spendable_micros, t.leaving_micros,
+         t.debt_micros, t.receivable_micros, case t.system_account when 'spent' then -t.amount_micros else 0 end,
          coalesce(h.charged_micros, c.charged_micros), h.cost_micros, h.price_micros, l.amount_micros,
          starts_with(t.idempotency_key, 'unseen:returned:')
     from unnest(p_transaction_ids) as i (id)
    cross join lateral (select * from public.credit_transactions as x where x.id = i.id limit 1) as t
-   cross join lateral (
-     select coalesce(sum(x.amount_micros), 0) as total,
-            coalesce(sum(x.amount_micros) filter (where x.account not in ('granted', 'spent', 'expired')), 0) as own,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'available'), 0) as available,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'held'), 0) as held,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'leaving'), 0) as leaving,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'debt'), 0) as debt,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'receivable'), 0) as receivable,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'spent'), 0) as spent
-       from doorkey.ledger_entries as x where x.transaction_id = i.id) as e
     left join lateral (
       select * from doorkey.credit_holds as x
        where t.type = 'usage' and x.user_id = t.user_id and x.state = 'settled'
@@ -2639,57 +2654,36 @@ $function$;
 
 revoke all on function "doorkey"."applied_migrations"() from public;
 
--- doorkey.apply_entries
+-- doorkey.apply_transaction
 
-create or replace function doorkey.apply_entries()
+create or replace function doorkey.apply_transaction()
   returns trigger
   language plpgsql
   security definer
   set search_path to ''
   AS $function$
-declare
-  v_moved record;
-  v_amount bigint;
-  v_entries bigint;
 begin
-  for v_moved in
-    select a.transaction_id, count(*) as entries, sum(a.amount_micros) as total,
-           sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired')) as reached,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
-      from added as a
-     group by a.transaction_id
-     order by a.transaction_id
-  loop
-    update public.credit_accounts as c
-       set available_micros = c.available_micros + v_moved.available,
-           held_micros = c.held_micros + v_moved.held,
-           leaving_micros = c.leaving_micros + v_moved.leaving,
-           debt_micros = c.debt_micros - v_moved.debt,
-           receivable_micros = c.receivable_micros - v_moved.receivable,
-           period_spent_micros = c.period_spent_micros + v_moved.spent,
-           last_transaction_id = v_moved.transaction_id,
-           updated_at = now()
-      from public.credit_transactions as t
-     where t.id = v_moved.transaction_id and c.user_id = t.user_id
-    returning t.amount_micros, (select count(*) from doorkey.ledger_entries as e where e.transaction_id = t.id)
-      into strict v_amount, v_entries;
-    if v_moved.total <> 0
-       or v_moved.reached is distinct from v_amount
-       or v_moved.entries <> v_entries then
-      raise exception 'ledger_unbalanced'
-        using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
-    end if;
-  end loop;
+  update public.credit_accounts as c
+     set available_micros = c.available_micros + new.spendable_micros + new.released_micros,
+         held_micros = c.held_micros - new.released_micros,
+         leaving_micros = c.leaving_micros + new.leaving_micros,
+         debt_micros = c.debt_micros - new.debt_micros,
+         receivable_micros = c.receivable_micros - new.receivable_micros,
+         remainder_micros = coalesce(new.remainder_micros, c.remainder_micros),
+         period_spent_micros = c.period_spent_micros
+           - case new.system_account when 'spent' then new.amount_micros else 0 end,
+         last_transaction_id = new.id,
+         updated_at = now()
+   where c.user_id = new.user_id and c.last_transaction_id < new.id;
+  if not found then
+    raise exception 'ledger_out_of_order'
+      using detail = 'Whoever posts locks the account before the number is drawn.';
+  end if;
   return null;
 end
 $function$;
 
-revoke all on function "doorkey"."apply_entries"() from public;
+revoke all on function "doorkey"."apply_transaction"() from public;
 
 -- doorkey.available_after
 
@@ -2698,17 +2692,16 @@ create or replace function doorkey.available_after (
   p_transaction_id bigint
 )
   returns bigint
-  language sql
-  stable
+  language plpgsql
   security definer
   set search_path to ''
   AS $function$
-  select a.available_micros - coalesce((
-           select sum(e.amount_micros)
-             from public.credit_transactions as t
-             join doorkey.ledger_entries as e on e.transaction_id = t.id and e.account = 'available'
-            where t.user_id = p_user_id and t.id > p_transaction_id), 0)::bigint
-    from public.credit_accounts as a where a.user_id = p_user_id;
+begin
+  insert into doorkey.posting_answers (transaction_id, available_after_micros)
+  select p_transaction_id, a.available_micros from public.credit_accounts as a where a.user_id = p_user_id
+  on conflict (transaction_id) do nothing;
+  return (select r.available_after_micros from doorkey.posting_answers as r where r.transaction_id = p_transaction_id);
+end
 $function$;
 
 revoke all on function "doorkey"."available_after"(uuid, bigint) from public;
@@ -2923,29 +2916,23 @@ begin
     from before as b cross join (select count(*) from noted) as n;
 
   with granted as (
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    select a.user_id, 'renewal', p.credits_per_period_micros, format('period:%s:%s', a.user_id, a.period_number),
-           'Allowance of ' || p.name, p_actor, p_request_id
-      from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
+    insert into public.credit_transactions
+      (user_id, type, amount_micros, spendable_micros, debt_micros, system_account, idempotency_key, reason, actor, request_id)
+    select a.user_id, 'renewal', p.credits_per_period_micros, p.credits_per_period_micros - o.micros, o.micros, 'granted',
+           format('period:%s:%s', a.user_id, a.period_number), 'Allowance of ' || p.name, p_actor, p_request_id
+      from public.credit_accounts as a
+      join public.plans as p on p.id = a.plan_id
+     cross join lateral (select least(a.debt_micros, p.credits_per_period_micros) as micros) as o
      where a.user_id = any (v_begun) and p.credits_per_period_micros > 0
     -- Never twice for one period, whatever happens to the account.
     on conflict on constraint credit_transactions_once do nothing
-    returning id, user_id, amount_micros
-  ), priced as materialized (
-    select g.*, a.period_ends_at, least(a.debt_micros, g.amount_micros) as owed_micros
-      from granted as g join public.credit_accounts as a on a.user_id = g.user_id
-  ), lots as (
-    insert into doorkey.credit_lots
-      (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at, is_allowance)
-    -- Spent after the welcome, which expires too, and before what was paid for.
-    select g.user_id, g.id, g.amount_micros, g.amount_micros - g.owed_micros, 75, g.period_ends_at, true from priced as g
+    returning id, user_id, amount_micros, spendable_micros
   )
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select g.id, e.account, e.amount
-    from priced as g
-   cross join lateral (values ('available'::doorkey.ledger_account, g.amount_micros - g.owed_micros),
-                              ('debt', g.owed_micros), ('granted', -g.amount_micros)) as e (account, amount)
-   where e.amount <> 0;
+  insert into doorkey.credit_lots
+    (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at, is_allowance)
+  -- Spent after the welcome, which expires too, and before what was paid for.
+  select g.user_id, g.id, g.amount_micros, g.spendable_micros, 75, a.period_ends_at, true
+    from granted as g join public.credit_accounts as a on a.user_id = g.user_id;
 
   -- After the grant: what the new allowance makes up for need not wait for the key.
   perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'End of the period', p_actor, p_request_id);
@@ -3622,13 +3609,19 @@ declare
   v_paid bigint;
 begin
   if p_hold.held_micros > 0 then
-    select least(p_hold.held_micros, a.debt_micros) into strict v_paid
-      from public.credit_accounts as a where a.user_id = p_hold.user_id;
-    perform doorkey.post_use(
-      p_hold.user_id, 'release', 'hold:' || p_hold.id,
-      case p_state when 'expired' then 'Hold expired' else 'Hold released' end, p_request_id,
-      null, null, p_hold.held_micros - v_paid, -p_hold.held_micros, v_paid, 0);
-    perform doorkey.spend_lots(p_hold.user_id, v_paid);
+    update public.credit_accounts as a
+       set available_micros = a.available_micros + p_hold.held_micros, held_micros = a.held_micros - p_hold.held_micros,
+           updated_at = now()
+     where a.user_id = p_hold.user_id
+    returning least(p_hold.held_micros, a.debt_micros) into strict v_paid;
+    if v_paid > 0 then
+      insert into public.credit_transactions
+        (user_id, type, amount_micros, spendable_micros, debt_micros, system_account, idempotency_key, reason, actor,
+         request_id)
+      values (p_hold.user_id, 'adjustment', 0, -v_paid, v_paid, 'spent', 'hold:' || p_hold.id,
+              'What a call did not need pays a debt', 'credits', p_request_id);
+      perform doorkey.spend_lots(p_hold.user_id, v_paid);
+    end if;
   end if;
   update doorkey.credit_holds as h set state = p_state, held_micros = 0, closed_at = now() where h.id = p_hold.id;
   perform doorkey.follow_key(p_hold.user_id, p_hold.key_hash);
@@ -3823,11 +3816,10 @@ create or replace function doorkey.desired_key (
   set search_path to ''
   AS $function$
 begin
-  select count(*) > 0,
-         coalesce(bool_and(u.banned_until is null or u.banned_until <= now()), false),
-         min(u.banned_until) filter (where u.banned_until > now())
-    into is_present, is_enabled, changes_at
-    from auth.users as u where u.id = p_user_id and u.deleted_at is null;
+  select u.is_enabled, u.changes_at into is_enabled, changes_at
+    from doorkey.user_wishes as u where u.user_id = p_user_id;
+  is_present := found;
+  is_enabled := coalesce(is_enabled, false);
 end
 $function$;
 
@@ -4033,13 +4025,13 @@ revoke all on function "doorkey"."due_provisioning"(integer) from public;
 create or replace function doorkey.end_of (
   p_type text
 )
-  returns doorkey.ledger_account
+  returns doorkey.system_account
   language sql
   immutable
   security definer
   set search_path to ''
   AS $function$
-  select case when p_type in ('expiry', 'renewal') then 'expired' else 'granted' end::doorkey.ledger_account;
+  select case when p_type in ('expiry', 'renewal') then 'expired' else 'granted' end::doorkey.system_account;
 $function$;
 
 revoke all on function "doorkey"."end_of"(text) from public;
@@ -4213,7 +4205,7 @@ begin
   select array_agg(distinct d.user_id) into v_users from (
     select a.user_id
       from doorkey.credit_lots as l join public.credit_accounts as a on a.user_id = l.user_id
-     where l.remaining_micros > 0 and l.expires_at <= now()
+     where not l.is_empty and l.expires_at <= now()
        and not (l.is_allowance and l.expires_at is not distinct from a.period_ends_at)
        and (a.held_micros = 0 or exists (
          select from doorkey.unheld_of_lots(array[a.user_id]) as f where f.lot_id = l.id and f.unheld_micros > 0))
@@ -5494,29 +5486,21 @@ create or replace function doorkey.lock_hold (
   p_user_id uuid,
   p_hold_id uuid
 )
-  returns doorkey.credit_holds
+  returns void
   language plpgsql
   security definer
   set search_path to ''
   AS $function$
 declare
   v_found record;
-  v_hold doorkey.credit_holds;
 begin
-  select h.user_id, h.key_hash, p.key_hash is distinct from h.key_hash as is_of_another_key into v_found
-    from doorkey.credit_holds as h left join doorkey.provisioning as p on p.user_id = h.user_id where h.id = p_hold_id;
+  select h.user_id, h.key_hash into v_found from doorkey.credit_holds as h where h.id = p_hold_id;
   if not found or v_found.user_id <> p_user_id then
     raise sqlstate 'PT404' using message = 'hold_not_found', hint = 'There is no such hold.';
   end if;
-  -- Closing it may change what another key is to have. The key in use has the same limit before and after.
-  if v_found.is_of_another_key then
-    perform from doorkey.provisioning as p
-      where p.user_id = v_found.user_id and p.key_hash is distinct from v_found.key_hash for update;
-  end if;
+  perform from doorkey.provisioning as p
+    where p.user_id = v_found.user_id and p.key_hash is distinct from v_found.key_hash for update;
   perform doorkey.lock_account(v_found.user_id);
-  -- Everything that changes a hold locks the account: what is read now stays so.
-  select * into strict v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
-  return v_hold;
 end
 $function$;
 
@@ -6454,14 +6438,13 @@ create or replace function doorkey.open_books (
           from doorkey.unheld_costs as x where x.key_hash = k.key_hash) as n
       where k.user_id = a.user_id) as k
    cross join lateral (values
-     ('available', a.available_micros, 0),
-     ('held', a.held_micros, 0),
+     ('available', a.available_micros, -coalesce(k.held, 0)),
      ('leaving', a.leaving_micros, 0),
      ('debt', a.debt_micros, 0),
      ('receivable', a.receivable_micros, 0),
-     ('open holds', k.held, 0),
+     ('held', a.held_micros, k.held),
      ('lots', (select sum(l.remaining_micros) from doorkey.credit_lots as l
-                where l.user_id = a.user_id and l.remaining_micros > 0), 0),
+                where l.user_id = a.user_id and not l.is_empty), 0),
      ('takings', (select sum(g.taken_micros) from doorkey.credit_takings as g
                    where g.user_id = a.user_id and g.left_transaction_id is null and g.taken_micros > 0), 0),
      ('spent in the period', a.period_spent_micros, 0),
@@ -6585,32 +6568,53 @@ create or replace function doorkey.post_charge (
   set search_path to ''
   AS $function$
 declare
-  v_account record;
-  v_plan public.plans;
-  v_carried numeric;
-  v_from_held bigint;
-  v_from_available bigint;
+  v record;
+  v_from_held bigint := 0;
+  v_from_available bigint := 0;
+  v_spendable bigint;
   v_paid bigint;
 begin
-  select a.available_micros, a.debt_micros, a.remainder_micros, p as plan into strict v_account
-    from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = p_user_id;
-  v_plan := v_account.plan;
-  price_micros := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
-  is_above_cost := price_micros > p_cost_micros * v_plan.markup;
-  v_carried := price_micros + v_account.remainder_micros;
-  charged_micros := floor(v_carried);
-  v_from_held := case when v_plan.is_uncapped then 0 else least(p_held_micros, charged_micros) end;
-  v_from_available := case when v_plan.is_uncapped then 0
-                           else least(v_account.available_micros, charged_micros - v_from_held) end;
-  owed_micros := case when v_plan.is_uncapped then 0 else charged_micros - v_from_held - v_from_available end;
+  -- The price: by the plan's for tokens where it has one and it is known how many they were, and else by the provider's
+  -- cost. (Multiplied, because a quotient may be rounded.)
+  select a.available_micros, a.debt_micros, q.price_micros, q.price_micros + a.remainder_micros as carried_micros,
+         p.is_uncapped, q.price_micros > p_cost_micros * p.markup as is_above_cost
+    into strict v
+    from public.credit_accounts as a
+    join public.plans as p on p.id = a.plan_id
+   cross join lateral (
+     select case when p.charges_by = 'tokens' and p_tokens is not null
+                 then p_tokens::numeric * p.token_price_micros_per_1k * 0.001
+                 else p_cost_micros * p.markup end as price_micros) as q
+   where a.user_id = p_user_id;
+  price_micros := v.price_micros;
+  is_above_cost := v.is_above_cost;
+  charged_micros := floor(v.carried_micros);
+  owed_micros := 0;
+  if not v.is_uncapped then
+    v_from_held := least(p_held_micros, charged_micros);
+    v_from_available := least(v.available_micros, charged_micros - v_from_held);
+    owed_micros := charged_micros - v_from_held - v_from_available;
+  end if;
   -- What the hold did not need pays debts first.
-  v_paid := least(p_held_micros - v_from_held, v_account.debt_micros);
-  transaction_id := doorkey.post_use(
-    p_user_id, p_type, p_idempotency_key, p_reason, p_request_id, p_provider, p_model,
-    p_held_micros - v_from_held - v_paid - v_from_available, -p_held_micros, v_paid - owed_micros,
-    case when v_plan.is_uncapped then -charged_micros else 0 end);
-  perform doorkey.spend_lots(p_user_id, v_from_held + v_from_available + v_paid);
-  update public.credit_accounts as a set remainder_micros = v_carried - charged_micros where a.user_id = p_user_id;
+  v_paid := least(p_held_micros - v_from_held, v.debt_micros);
+  v_spendable := v_from_held + v_from_available + v_paid;
+  insert into public.credit_transactions as t
+    (user_id, type, amount_micros, spendable_micros, debt_micros, receivable_micros, system_account, released_micros,
+     remainder_micros, idempotency_key, reason, actor, provider, model, request_id)
+  values (p_user_id, p_type, -charged_micros, -v_spendable, v_paid - owed_micros,
+          case when v.is_uncapped then -charged_micros else 0 end, 'spent', p_held_micros,
+          v.carried_micros - charged_micros, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
+  returning t.id into transaction_id;
+  if v_spendable > 0 then
+    -- Nearly always the lot that is spent next has enough.
+    update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - v_spendable
+     where l.id = (select o.id from doorkey.credit_lots as o where o.user_id = p_user_id and not o.is_empty
+                    order by o.priority, o.expires_at nulls last, o.id limit 1)
+       and l.remaining_micros >= v_spendable;
+    if not found then
+      perform doorkey.spend_lots(p_user_id, v_spendable);
+    end if;
+  end if;
 end
 $function$;
 
@@ -6720,8 +6724,10 @@ begin
     raise sqlstate 'PT422' using message = 'amount_not_positive', hint = 'Grant a positive number of micro-dollars.';
   end if;
   v_owed := least((doorkey.lock_account(p_user_id)).debt_micros, p_amount_micros);
-  insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-  values (p_user_id, p_type, p_amount_micros, p_idempotency_key, p_reason, p_actor, p_request_id)
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, spendable_micros, debt_micros, system_account, idempotency_key, reason, actor, request_id)
+  values (p_user_id, p_type, p_amount_micros, p_amount_micros - v_owed, v_owed, 'granted', p_idempotency_key, p_reason,
+          p_actor, p_request_id)
   on conflict on constraint credit_transactions_once do nothing
   returning id into v_id;
   if v_id is null then
@@ -6733,11 +6739,6 @@ begin
     end if;
     return v_known.id;
   end if;
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select v_id, e.account, e.amount
-    from (values ('available'::doorkey.ledger_account, p_amount_micros - v_owed),
-                 ('debt', v_owed), ('granted', -p_amount_micros)) as e (account, amount)
-   where e.amount <> 0;
   insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
   values (p_user_id, v_id, p_amount_micros, p_amount_micros - v_owed, p_priority, p_expires_at);
   return v_id;
@@ -6774,13 +6775,11 @@ begin
      where g.user_id = p_user_id and g.left_transaction_id is null and g.taken_micros > 0
      order by t.id
   loop
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    values (p_user_id, v_leaving.type, -v_leaving.taken_micros, 'left:' || v_leaving.id, v_leaving.reason,
-            v_leaving.actor, v_leaving.request_id)
+    insert into public.credit_transactions
+      (user_id, type, amount_micros, leaving_micros, system_account, idempotency_key, reason, actor, request_id)
+    values (p_user_id, v_leaving.type, -v_leaving.taken_micros, -v_leaving.taken_micros, doorkey.end_of(v_leaving.type),
+            'left:' || v_leaving.id, v_leaving.reason, v_leaving.actor, v_leaving.request_id)
     returning id into v_id;
-    insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-    values (v_id, 'leaving', -v_leaving.taken_micros),
-           (v_id, doorkey.end_of(v_leaving.type), v_leaving.taken_micros);
     update doorkey.credit_takings as g set left_transaction_id = v_id where g.transaction_id = v_leaving.id;
   end loop;
 end
@@ -6799,22 +6798,18 @@ create or replace function doorkey.post_out_leaving_of (
   set search_path to ''
   AS $function$
   with posted as (
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    select t.user_id, t.type, -g.taken_micros, 'left:' || t.id, t.reason, t.actor, t.request_id
+    insert into public.credit_transactions
+      (user_id, type, amount_micros, leaving_micros, system_account, idempotency_key, reason, actor, request_id)
+    select t.user_id, t.type, -g.taken_micros, -g.taken_micros, doorkey.end_of(t.type), 'left:' || t.id, t.reason, t.actor,
+           t.request_id
       from doorkey.credit_takings as g join public.credit_transactions as t on t.id = g.transaction_id
      where g.user_id = any (p_user_ids) and g.left_transaction_id is null and g.taken_micros > 0
        and not doorkey.is_limit_to_be_lowered(g.user_id)
      order by t.id
-    returning id, type, amount_micros, idempotency_key
-  ), marked as (
-    update doorkey.credit_takings as g set left_transaction_id = p.id
-      from posted as p where g.transaction_id = split_part(p.idempotency_key, ':', 2)::bigint
+    returning id, idempotency_key
   )
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select p.id, e.account, e.amount
-    from posted as p
-   cross join lateral (values ('leaving'::doorkey.ledger_account, p.amount_micros),
-                              (doorkey.end_of(p.type), -p.amount_micros)) as e (account, amount);
+  update doorkey.credit_takings as g set left_transaction_id = p.id
+    from posted as p where g.transaction_id = split_part(p.idempotency_key, ':', 2)::bigint;
 $function$;
 
 revoke all on function "doorkey"."post_out_leaving_of"(uuid[]) from public;
@@ -6854,45 +6849,6 @@ end
 $function$;
 
 revoke all on function "doorkey"."post_unheld_cost"(uuid, text, date, numeric, text, text) from public;
-
--- doorkey.post_use
-
-create or replace function doorkey.post_use (
-  p_user_id         uuid,
-  p_type            text,
-  p_idempotency_key text,
-  p_reason          text,
-  p_request_id      text,
-  p_provider        text,
-  p_model           text,
-  p_available       bigint,
-  p_held            bigint,
-  p_debt            bigint,
-  p_receivable      bigint
-)
-  returns bigint
-  language plpgsql
-  security definer
-  set search_path to ''
-  AS $function$
-declare
-  v_id bigint;
-  v_amount constant bigint := p_available + p_held + p_debt + p_receivable;
-begin
-  insert into public.credit_transactions
-    (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
-  values (p_user_id, p_type, v_amount, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
-  returning id into v_id;
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select v_id, e.account, e.amount
-    from (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
-                 ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
-   where e.amount <> 0;
-  return v_id;
-end
-$function$;
-
-revoke all on function "doorkey"."post_use"(uuid, text, text, text, text, text, text, bigint, bigint, bigint, bigint) from public;
 
 -- doorkey.preview_backfill
 
@@ -6936,28 +6892,6 @@ $function$;
 revoke all on function "doorkey"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) from public;
 
 grant execute on function "doorkey"."preview_backfill"(uuid, uuid, timestamp with time zone, timestamp with time zone, integer) to "service_role";
-
--- doorkey.price_of
-
-create or replace function doorkey.price_of (
-  p_plan        public.plans,
-  p_cost_micros numeric,
-  p_tokens      bigint
-)
-  returns numeric
-  language plpgsql
-  immutable
-  security definer
-  set search_path to ''
-  AS $function$
-begin
-  return case when p_plan.charges_by = 'tokens' and p_tokens is not null
-              then p_tokens::numeric * p_plan.token_price_micros_per_1k * 0.001
-              else p_cost_micros * p_plan.markup end;
-end
-$function$;
-
-revoke all on function "doorkey"."price_of"(public.plans, numeric, bigint) from public;
 
 -- doorkey.profile_id_is_user_id
 
@@ -7423,7 +7357,8 @@ create or replace function doorkey.release_hold (
 declare
   v_hold doorkey.credit_holds;
 begin
-  v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
+  perform doorkey.lock_hold(p_user_id, p_hold_id);
+  select * into strict v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
   if v_hold.state = 'open' then
     perform doorkey.close_hold(v_hold, 'released', p_request_id);
     return 'released';
@@ -7572,7 +7507,7 @@ begin
     update doorkey.credit_lots as l set expires_at = d.ends_at
       from due as d
      where d.is_untouched and l.user_id = d.user_id and l.is_allowance and l.expires_at = d.ended_at
-       and l.remaining_micros > 0
+       and not l.is_empty
   ), noted as (
     -- Periods that passed without anybody renewing them bring nothing afterwards.
     select doorkey.write_audit('sweep', 'periods.skipped', d.user_id, p_request_id, jsonb_build_object(
@@ -7727,23 +7662,20 @@ create or replace function doorkey.reserve_credits (
   p_ttl_seconds     integer,
   p_idempotency_key text,
   p_key_hash        text,
-  p_request_id      text
+  p_request_id      text,
+  OUT               hold_id uuid,
+  OUT               bound_key_hash text,
+  OUT               expires_at timestamp with time zone,
+  OUT               available_after_micros bigint
 )
-  returns table (
-    hold_id                uuid,
-    bound_key_hash         text,
-    expires_at             timestamp with time zone,
-    available_after_micros bigint
-  )
+  returns record
   language plpgsql
   security definer
   set search_path to ''
   AS $function$
 declare
-  v_account public.credit_accounts;
-  v_hold doorkey.credit_holds;
-  v_key public.openrouter_user_keys;
-  v_plan public.plans;
+  v_account record;
+  v_now record;
   v_held bigint;
 begin
   if p_amount_micros is null or p_amount_micros not between 1 and 1000000000000 then
@@ -7755,14 +7687,34 @@ begin
   if p_idempotency_key is null or length(p_idempotency_key) not between 1 and 200 then
     raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
   end if;
-  v_account := doorkey.lock_account(p_user_id);
-  select * into v_hold from doorkey.credit_holds as h
-   where h.user_id = p_user_id and h.idempotency_key = p_idempotency_key;
+  select a.plan_id, a.available_micros, a.period_spent_micros + a.held_micros as counted_micros into v_account
+    from public.credit_accounts as a where a.user_id = p_user_id for no key update;
   if not found then
-    v_key := doorkey.usable_key(p_user_id, p_key_hash);
-    select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
-    v_held := case when v_plan.is_uncapped then 0 else p_amount_micros end;
-    if v_account.period_spent_micros + v_account.held_micros + v_held > v_plan.monthly_cap_micros then
+    raise sqlstate 'PT404' using message = 'profile_not_found', hint = 'This user has no account.';
+  end if;
+  -- Everything else, in a statement of its own: it sees what there is since the lock was taken, and the key in use stays
+  -- so until the end.
+  select p.is_uncapped, p.monthly_cap_micros, k.key_hash, k.status = 'active' and coalesce(u.is_enabled, false) as is_usable,
+         h.id as hold_id, h.key_hash as hold_key_hash, h.amount_micros, h.created_at, h.expires_at, h.available_after_micros
+    into strict v_now
+    from public.plans as p
+    left join doorkey.provisioning as w on w.user_id = p_user_id
+    left join public.openrouter_user_keys as k on k.key_hash = w.key_hash
+    left join doorkey.user_wishes as u on u.user_id = p_user_id
+    left join doorkey.credit_holds as h on h.user_id = p_user_id and h.idempotency_key = p_idempotency_key
+   where p.id = v_account.plan_id;
+  if v_now.hold_id is null then
+    if v_now.key_hash is null then
+      raise sqlstate 'PT404' using message = 'no_key', hint = 'There is no key yet that a call could go through.';
+    end if;
+    if v_now.key_hash <> p_key_hash then
+      raise sqlstate 'PT409' using message = 'key_replaced', hint = 'A key that retires begins nothing new.';
+    end if;
+    if not v_now.is_usable then
+      raise sqlstate 'PT403' using message = 'key_disabled', hint = 'The user is banned or gone.';
+    end if;
+    v_held := case when v_now.is_uncapped then 0 else p_amount_micros end;
+    if v_account.counted_micros + v_held > v_now.monthly_cap_micros then
       raise sqlstate 'PT402' using message = 'insufficient_credits',
         hint = 'The plan allows no more in this period, with what other calls hold.';
     end if;
@@ -7770,26 +7722,29 @@ begin
       raise sqlstate 'PT402' using message = 'insufficient_credits',
         hint = format('%s micro-dollars are available.', v_account.available_micros);
     end if;
+    bound_key_hash := v_now.key_hash;
+    available_after_micros := v_account.available_micros - v_held;
     insert into doorkey.credit_holds as h
       (user_id, key_hash, amount_micros, held_micros, idempotency_key, request_id, available_after_micros, expires_at)
-    values (p_user_id, v_key.key_hash, p_amount_micros, v_held, p_idempotency_key, p_request_id,
-            v_account.available_micros - v_held, now() + make_interval(secs => p_ttl_seconds))
-    returning h.* into v_hold;
+    values (p_user_id, bound_key_hash, p_amount_micros, v_held, p_idempotency_key, p_request_id,
+            reserve_credits.available_after_micros, now() + make_interval(secs => p_ttl_seconds))
+    returning h.id, h.expires_at into hold_id, expires_at;
     if v_held > 0 then
-      perform doorkey.post_use(
-        p_user_id, 'hold', 'hold:' || v_hold.id, 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
+      update public.credit_accounts as a
+         set available_micros = a.available_micros - v_held, held_micros = a.held_micros + v_held, updated_at = now()
+       where a.user_id = p_user_id;
     end if;
-  elsif (v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
+  elsif (v_now.amount_micros, v_now.expires_at - v_now.created_at, v_now.hold_key_hash)
      is distinct from (p_amount_micros, make_interval(secs => p_ttl_seconds),
-                       coalesce(p_key_hash, v_hold.key_hash)) then
+                       coalesce(p_key_hash, v_now.hold_key_hash)) then
     raise sqlstate 'PT409' using message = 'idempotency_conflict',
       hint = 'This key was used for another content. Use a new key for a new hold.';
+  else
+    hold_id := v_now.hold_id;
+    bound_key_hash := v_now.hold_key_hash;
+    expires_at := v_now.expires_at;
+    available_after_micros := v_now.available_after_micros;
   end if;
-  hold_id := v_hold.id;
-  bound_key_hash := v_hold.key_hash;
-  expires_at := v_hold.expires_at;
-  available_after_micros := v_hold.available_after_micros;
-  return next;
 end
 $function$;
 
@@ -7874,11 +7829,14 @@ begin
   v_back := greatest(ceil(-v_carried), 0);
   v_receivable := least(v_back, v_account.receivable_micros);
   v_paid := least(v_back - v_receivable, v_account.debt_micros);
-  v_id := doorkey.post_use(
-    p_user_id, 'adjustment', format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
-    'A receipt came for what was charged without one', p_request_id, null, null,
-    v_back - v_receivable - v_paid, 0, v_paid, v_receivable)
-    from doorkey.key_usage as u where u.key_hash = p_key_hash;
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, spendable_micros, debt_micros, receivable_micros, system_account, remainder_micros,
+     idempotency_key, reason, actor, request_id)
+  select p_user_id, 'adjustment', v_back, v_back - v_receivable - v_paid, v_paid, v_receivable, 'spent',
+         v_carried + v_back, format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
+         'A receipt came for what was charged without one', 'credits', p_request_id
+    from doorkey.key_usage as u where u.key_hash = p_key_hash
+  returning id into strict v_id;
   if v_back > v_receivable then
     -- They end as the lot does that was spent from last; where that is over, or none, they don't.
     insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
@@ -7889,7 +7847,6 @@ begin
          where o.user_id = p_user_id and o.remaining_micros < o.amount_micros and coalesce(o.expires_at > now(), true)
          order by o.priority desc, o.expires_at desc nulls first, o.id desc limit 1) as l on true;
   end if;
-  update public.credit_accounts as a set remainder_micros = v_carried + v_back where a.user_id = p_user_id;
   update doorkey.key_usage as u
      set unseen_micros = u.unseen_micros - p_cost_micros,
          unseen_returned_micros = u.unseen_returned_micros + p_cost_micros
@@ -8042,7 +7999,7 @@ begin
     'transaction_id', v_id, 'reverses_transaction_id', p_transaction_id, 'amount_micros', -v_amount, 'reason', p_reason,
     'available_before_micros', v_before.available_micros, 'available_after_micros', v_after.available_micros,
     'debt_before_micros', v_before.debt_micros, 'debt_after_micros', v_after.debt_micros));
-  return query select v_id, v_after.available_micros, v_owed;
+  return query select v_id, doorkey.available_after(v_lot.user_id, v_id), v_owed;
 end
 $function$;
 
@@ -8259,18 +8216,17 @@ create or replace function doorkey.settle_hold (
   p_provider      text,
   p_model         text,
   p_generation_id text,
-  p_request_id    text
+  p_request_id    text,
+  OUT             charged_micros bigint,
+  OUT             owed_micros bigint
 )
-  returns table (
-    charged_micros bigint,
-    owed_micros    bigint
-  )
+  returns record
   language plpgsql
   security definer
   set search_path to ''
   AS $function$
 declare
-  v_hold doorkey.credit_holds;
+  v_hold record;
   v_charge record;
 begin
   -- (NaN is more than any number.)
@@ -8285,40 +8241,57 @@ begin
     raise sqlstate 'PT422' using message = 'posting_invalid',
       hint = 'A provider, a model and a generation id have 200 characters at most.';
   end if;
-  v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
+  -- The usual case, a hold of the key in use: that key has the same limit before and after, and its row is not locked.
+  perform from doorkey.credit_holds as h
+     join doorkey.provisioning as w on w.user_id = h.user_id and w.key_hash = h.key_hash
+     join public.credit_accounts as a on a.user_id = h.user_id
+    where h.id = p_hold_id and h.user_id = coalesce(p_user_id, h.user_id)
+      for no key update of a;
+  if not found then
+    perform doorkey.lock_hold(p_user_id, p_hold_id);
+  end if;
+  -- Everything that changes a hold locks the account: what is read now stays so.
+  select h.user_id, h.key_hash, h.state, h.held_micros, h.charged_micros, h.owed_micros,
+         (h.cost_micros, h.tokens, h.provider, h.model, h.generation_id)
+         is distinct from (p_cost_micros, p_tokens, p_provider, p_model, p_generation_id) as is_other,
+         w.key_hash is distinct from h.key_hash as is_of_another_key
+    into strict v_hold
+    from doorkey.credit_holds as h left join doorkey.provisioning as w on w.user_id = h.user_id where h.id = p_hold_id;
   if v_hold.state = 'settled' then
-    if (v_hold.cost_micros, v_hold.tokens, v_hold.provider, v_hold.model, v_hold.generation_id)
-       is distinct from (p_cost_micros, p_tokens, p_provider, p_model, p_generation_id) then
+    if v_hold.is_other then
       raise sqlstate 'PT409' using message = 'idempotency_conflict',
         hint = 'This hold was settled with another content. A hold is for one call.';
     end if;
     charged_micros := v_hold.charged_micros;
     owed_micros := v_hold.owed_micros;
-    return next;
     return;
   end if;
   v_charge := doorkey.post_charge(
-    v_hold.user_id, p_cost_micros, p_tokens, v_hold.held_micros, 'usage', 'hold:' || v_hold.id, 'Call', p_provider,
+    v_hold.user_id, p_cost_micros, p_tokens, v_hold.held_micros, 'usage', 'hold:' || p_hold_id, 'Call', p_provider,
     p_model, p_request_id);
-  update public.openrouter_user_keys as k
-     set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
-         -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
-         -- it spent besides would look as if it were this. The next time it says so, it is right again.
-         reported_usage_micros = k.reported_usage_micros + case
-           when k.retires_at is not null or k.status = 'deleted' then ceil(p_cost_micros) else 0 end
-   where k.key_hash = v_hold.key_hash;
+  with charged as (
+    update public.openrouter_user_keys as k
+       set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
+           -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
+           -- it spent besides would look as if it were this. The next time it says so, it is right again.
+           reported_usage_micros = k.reported_usage_micros + case
+             when k.retires_at is not null or k.status = 'deleted' then ceil(p_cost_micros) else 0 end
+     where k.key_hash = v_hold.key_hash
+  )
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
          cost_micros = p_cost_micros, tokens = p_tokens, price_micros = v_charge.price_micros,
-         charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros, closed_at = coalesce(h.closed_at, now()), settled_at = now()
-   where h.id = v_hold.id;
-  perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
+         charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros,
+         closed_at = coalesce(h.closed_at, now()), settled_at = now()
+   where h.id = p_hold_id;
+  if v_hold.is_of_another_key then
+    perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
+  end if;
   if v_charge.is_above_cost then
     perform doorkey.lower_key(v_hold.user_id, v_hold.key_hash);
   end if;
   charged_micros := v_charge.charged_micros;
   owed_micros := v_charge.owed_micros;
-  return next;
 end
 $function$;
 
@@ -8558,7 +8531,7 @@ begin
            sum(l.remaining_micros) over (order by l.priority, l.expires_at nulls last, l.id)
            - l.remaining_micros as before
       from doorkey.credit_lots as l
-     where l.user_id = p_user_id and l.remaining_micros > 0
+     where l.user_id = p_user_id and not l.is_empty
   ), spent as (
     update doorkey.credit_lots as l
        set remaining_micros = l.remaining_micros - least(q.remaining_micros, p_amount_micros - q.before)
@@ -8801,8 +8774,11 @@ begin
     taken_micros := case when v_becomes_debt then taken_micros else v_from_lot end;
   end if;
   owed_micros := case when v_becomes_debt then p_amount_micros - taken_micros else 0 end;
-  insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-  values (p_user_id, p_type, -owed_micros, p_idempotency_key, p_reason, p_actor, p_request_id)
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, spendable_micros, leaving_micros, debt_micros, system_account, idempotency_key, reason,
+     actor, request_id)
+  values (p_user_id, p_type, -owed_micros, -taken_micros, taken_micros, -owed_micros, doorkey.end_of(p_type),
+          p_idempotency_key, p_reason, p_actor, p_request_id)
   on conflict on constraint credit_transactions_once do nothing
   returning id into transaction_id;
   if transaction_id is null then
@@ -8819,11 +8795,6 @@ begin
     owed_micros := v_known.owed_micros;
     return;
   end if;
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select transaction_id, e.account, e.amount
-    from (values ('available'::doorkey.ledger_account, -taken_micros), ('leaving', taken_micros),
-                 ('debt', -owed_micros), (doorkey.end_of(p_type), owed_micros)) as e (account, amount)
-   where e.amount <> 0;
   update doorkey.credit_lots as l
      set remaining_micros = l.remaining_micros - v_from_lot, withdrawn_micros = l.withdrawn_micros + v_from_lot
    where l.id = p_lot_id;
@@ -8879,20 +8850,16 @@ create or replace function doorkey.take_from_lots (
       from (select * from kept order by lot_id) as k
   ), posted as (
     insert into public.credit_transactions
-      (id, user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+      (id, user_id, type, amount_micros, spendable_micros, leaving_micros, system_account, idempotency_key, reason, actor,
+       request_id)
     overriding system value
-    select g.id, g.user_id, p_type, case when g.is_out then -g.micros else 0 end, g.key, p_reason, p_actor, p_request_id
+    select g.id, g.user_id, p_type, case when g.is_out then -g.micros else 0 end, -g.micros,
+           case when g.is_out then 0 else g.micros end, (select doorkey.end_of(p_type)), g.key, p_reason, p_actor,
+           p_request_id
       from going as g
-  ), noted as (
-    insert into doorkey.credit_takings (transaction_id, user_id, lot_id, asked_micros, taken_micros)
-    select g.id, g.user_id, g.lot_id, g.micros, g.micros from going as g where not g.is_out
   )
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select g.id, e.account, e.amount
-    from going as g
-   cross join lateral (values ('available'::doorkey.ledger_account, -g.micros),
-                              (case when g.is_out then (select doorkey.end_of(p_type)) else 'leaving' end, g.micros))
-           as e (account, amount);
+  insert into doorkey.credit_takings (transaction_id, user_id, lot_id, asked_micros, taken_micros)
+  select g.id, g.user_id, g.lot_id, g.micros, g.micros from going as g where not g.is_out;
 $function$;
 
 revoke all on function "doorkey"."take_from_lots"(bigint[], bigint[], text, text, text, text) from public;
@@ -8906,7 +8873,7 @@ create or replace function doorkey.transaction_types()
   parallel safe
   set search_path to ''
   AS $function$
-  select array['purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal', 'hold', 'release'];
+  select array['purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal'];
 $function$;
 
 revoke all on function "doorkey"."transaction_types"() from public;
@@ -8983,44 +8950,11 @@ create or replace function doorkey.unheld_of_lots (
          (l.remaining_micros - least(l.remaining_micros, greatest(
             a.held_micros - (sum(l.remaining_micros) over turn - l.remaining_micros), 0)))::bigint
     from doorkey.credit_lots as l join public.credit_accounts as a on a.user_id = l.user_id
-   where l.user_id = any (p_user_ids) and l.remaining_micros > 0
+   where l.user_id = any (p_user_ids) and not l.is_empty
   window turn as (partition by l.user_id order by l.priority, l.expires_at nulls last, l.id);
 $function$;
 
 revoke all on function "doorkey"."unheld_of_lots"(uuid[]) from public;
-
--- doorkey.usable_key
-
-create or replace function doorkey.usable_key (
-  p_user_id  uuid,
-  p_key_hash text
-)
-  returns public.openrouter_user_keys
-  language plpgsql
-  stable
-  security definer
-  set search_path to ''
-  AS $function$
-declare
-  v_key public.openrouter_user_keys;
-begin
-  select k.* into v_key
-    from doorkey.provisioning as w join public.openrouter_user_keys as k on k.key_hash = w.key_hash
-   where w.user_id = p_user_id;
-  if not found then
-    raise sqlstate 'PT404' using message = 'no_key', hint = 'There is no key yet that a call could go through.';
-  end if;
-  if v_key.key_hash <> p_key_hash then
-    raise sqlstate 'PT409' using message = 'key_replaced', hint = 'A key that retires begins nothing new.';
-  end if;
-  if v_key.status <> 'active' or not (doorkey.desired_key(p_user_id)).is_enabled then
-    raise sqlstate 'PT403' using message = 'key_disabled', hint = 'The user is banned or gone.';
-  end if;
-  return v_key;
-end
-$function$;
-
-revoke all on function "doorkey"."usable_key"(uuid, text) from public;
 
 -- doorkey.usage_of
 
@@ -9202,16 +9136,16 @@ begin
         join (select distinct o.user_id, o.last_transaction_id, o.period_after_id from opened as o) as o on o.user_id = a.user_id
        where a.transaction_id <= o.last_transaction_id
     ), sums as (
-      select c.user_id, sum(c.available) as available, sum(c.held) as held, sum(c.leaving) as leaving,
+      select c.user_id, sum(c.spendable) as spendable, sum(c.leaving) as leaving,
              sum(c.debt) as debt, sum(c.receivable) as receivable, sum(c.cost_micros) as cost,
              coalesce(sum(c.price_micros), 0) - sum(c.spent) as uncharged,
              sum(c.spent) filter (where c.is_of_period) as spent_in_period
         from counted as c group by c.user_id
     ), figures as materialized (
       select o.user_id, o.last_transaction_id, o.period_after_id, o.what, o.stored, o.computed + coalesce(
-               case o.what when 'available' then s.available when 'held' then s.held when 'leaving' then s.leaving
+               case o.what when 'available' then s.spendable when 'leaving' then s.leaving
                            when 'debt' then -s.debt when 'receivable' then -s.receivable
-                           when 'open holds' then s.held when 'lots' then s.available + s.held
+                           when 'lots' then s.spendable
                            when 'takings' then s.leaving when 'spent in the period' then s.spent_in_period
                            when 'remainder' then s.uncharged when 'cost of the keys' then s.cost end, 0) as computed
         from opened as o left join sums as s on s.user_id = o.user_id
@@ -9222,7 +9156,6 @@ begin
       select t.user_id, t.transaction_id, c.what, c.stored, c.computed
         from counted as t
        cross join lateral (values
-         ('sum of entries', t.total, 0),
          ('amount', t.amount_micros, t.own),
          -- Only what is used is spent, for a receipt; what is given back is a part of one.
          ('charges', coalesce(t.charged_micros, case when t.is_return then -t.amount_micros else 0 end), t.spent),

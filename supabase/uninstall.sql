@@ -23,7 +23,7 @@ declare
     'prove_webhook_secret', 'begin_usage_sync', 'record_usage', 'report_drift'];
   c_public_tables constant text[] := array['plans', 'credit_accounts', 'credit_transactions', 'openrouter_user_keys'];
   c_kept_tables constant text[] := c_public_tables || array[
-    'ledger_entries', 'credit_lots', 'credit_holds', 'credit_takings', 'plan_changes', 'audit_log',
+    'credit_lots', 'credit_holds', 'credit_takings', 'posting_answers', 'plan_changes', 'audit_log',
     'unheld_costs', 'key_usage', 'key_usage_days', 'welcomes'];
   c_profile_columns constant text[] := array[
     'openrouter_key_name', 'openrouter_key_limit', 'openrouter_provisioning_status'];
@@ -79,6 +79,15 @@ begin
     execute 'drop function ' || v_names;
   end if;
 
+  -- (The entries of the ledger are told from its transactions: they stay with them.)
+  select string_agg(c.oid::regclass::text, ', ') into v_names
+    from pg_catalog.pg_class as c
+   where c.relkind = 'v' and c.relnamespace = 'doorkey'::regnamespace
+     and (c.relname = 'user_wishes' or (c.relname = 'ledger_entries' and not v_keeps_ledger));
+  if v_names is not null then
+    execute 'drop view ' || v_names;
+  end if;
+
   select string_agg(c.oid::regclass::text, ', ') into v_names
     from pg_catalog.pg_class as c
    where c.relkind = 'r'
@@ -93,7 +102,7 @@ begin
     from pg_catalog.pg_type as t
     left join pg_catalog.pg_class as c on c.oid = t.typrelid
    where t.typnamespace = 'doorkey'::regnamespace and (t.typtype = 'e' or c.relkind = 'c')
-     and not (v_keeps_ledger and t.typname in ('ledger_account', 'hold_state'));
+     and not (v_keeps_ledger and t.typname in ('system_account', 'hold_state'));
   if v_names is not null then
     execute 'drop type ' || v_names;
   end if;

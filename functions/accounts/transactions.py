@@ -24,7 +24,7 @@ MAX_ID = 2**63 - 1
 NEXT_CURSOR_HEADER = "x-next-cursor"
 COLUMNS = ("id", "created_at", "type", "amount_micros", "reason", "provider", "model")
 
-Type = Literal["purchase", "bonus", "refund", "adjustment", "usage", "expiry", "renewal", "hold", "release"]
+Type = Literal["purchase", "bonus", "refund", "adjustment", "usage", "expiry", "renewal"]
 
 
 class TransactionQuery(BaseModel):

@@ -42,12 +42,12 @@ select key_hash, id, 'doorkey-bench-' || id || '-1', 'sk-or-v1-abc...123', 50000
 insert into doorkey.sealed_secrets (key_hash, sealed_secret) select key_hash, 'v1.k1.' || repeat('A', 140) from grown;
 insert into doorkey.provisioning (user_id, state, claimed, attempt, key_hash, ready_at)
 select id, 'ready', 1, 1, key_hash, now() from grown;
-insert into public.credit_accounts (user_id, plan_id, available_micros) select id, 'trial', 5000000 from grown;
-insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-select id, 'bonus', 5000000, 'welcome:' || id, 'Welcome credits', 'provisioning', 'r' from grown order by n;
-insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-select t.id, a.account, a.sign * t.amount_micros from public.credit_transactions as t
- cross join (values ('available'::doorkey.ledger_account, 1), ('granted', -1)) as a (account, sign);
+insert into public.credit_transactions
+  (user_id, type, amount_micros, spendable_micros, system_account, idempotency_key, reason, actor, request_id)
+select id, 'bonus', 5000000, 5000000, 'granted', 'welcome:' || id, 'Welcome credits', 'provisioning', 'r'
+  from grown order by n;
+insert into public.credit_accounts (user_id, plan_id, available_micros, last_transaction_id)
+select user_id, 'trial', 5000000, id from public.credit_transactions;
 insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
 select user_id, id, amount_micros, amount_micros, 50, now() + interval '30 days' from public.credit_transactions;
 insert into doorkey.audit_log (actor, action, user_id, request_id, detail)

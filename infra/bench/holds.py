@@ -39,12 +39,15 @@ async def measure(effort: Effort) -> Measured:
         await new_database(server, "tpcb")
         await install_doorkey(server, "ours")
         await run_sql(server.url(database="ours"), USERS.format(count=PEOPLE))
-        # As pgbench leaves its own tables.
-        await run_sql(server.url(database="ours"), "vacuum analyze")
         await run_pgbench(server, "tpcb", "--initialize", "--quiet", f"--scale={TPCB_SCALE}", user=postgres.SUPERUSER)
         with NamedTemporaryFile("w", prefix="doorkey-bench-", suffix=".sql") as script:
             script.write(PAIR)
             script.flush()
+            # Calls have gone before: a plan made for an empty table of holds reads it whole until the next analyze. And
+            # all is left as pgbench leaves its own tables.
+            await run_sql(server.url(database="ours"), "vacuum analyze")
+            await _pairs_per_second(server, Path(script.name), seconds)
+            await run_sql(server.url(database="ours"), "vacuum analyze")
             return await effort.pairs(
                 effort.size(PAIRS, 1),
                 lambda: _pairs_per_second(server, Path(script.name), seconds),

@@ -33,24 +33,16 @@ MILLIS = 1_000
 # The first of those that USERS makes.
 USER_ID = uuid.UUID("24c9e15e-52af-c47c-225b-757e7bee1f9d")
 
-# Two entries each: what calls charge, with what they held and gave back between. Spread over half a year.
+# Two entries each: calls, spread over half a year.
 ENTRIES = """
 set session_replication_role = replica;
-with posted as (
-  insert into public.credit_transactions
-    (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, created_at)
-  select md5('user1')::uuid, k.type, case k.type when 'usage' then -1 else 0 end, 'bench:' || n, 'Call', 'credits',
-         'a provider', 'a/model-' || n % 7, now() - (({entries} / 2 - n) * interval '180 days') / ({entries} / 2)
-    from generate_series(1, {entries} / 2) as n
-   cross join lateral (select (array['hold', 'usage', 'release', 'usage'])[1 + n % 4] as type) as k
-  returning id, type
-)
-insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-select p.id, e.account, e.amount
-  from posted as p
-  join (values ('usage', 'held'::doorkey.ledger_account, -1), ('usage', 'spent', 1), ('hold', 'available', -1),
-               ('hold', 'held', 1), ('release', 'available', 1), ('release', 'held', -1)) as e (type, account, amount)
-    on e.type = p.type;
+insert into public.credit_transactions
+  (user_id, type, amount_micros, spendable_micros, system_account, idempotency_key, reason, actor, provider, model,
+   created_at)
+select md5('user1')::uuid, 'usage', -1, -1, 'spent', 'bench:' || n, 'Call', 'credits', 'a provider',
+       'a/model-' || n % 7,
+       now() - (({entries} / 2 - n) * interval '180 days') / ({entries} / 2)
+  from generate_series(1, {entries} / 2) as n;
 set session_replication_role = origin;
 """
 

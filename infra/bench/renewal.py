@@ -36,7 +36,7 @@ update doorkey.credit_lots as l set is_allowance = true, priority = 75, expires_
 MAKE_DUE = """
 update public.credit_accounts
    set period_started_at = now() - interval '720 h', period_ends_at = now() - interval '1 s';
-update doorkey.credit_lots set expires_at = now() - interval '1 s' where remaining_micros > 0;
+update doorkey.credit_lots set expires_at = now() - interval '1 s' where not is_empty;
 """
 FLOOR = """
 update public.credit_accounts
@@ -45,15 +45,10 @@ update public.credit_accounts
 """
 # A little of each is spent, as a settled call leaves it, and every key is as it should be.
 TOUCH = """
-with calls as (
-  insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor)
-  select user_id, 'usage', -1000, gen_random_uuid()::text, 'Call', 'bench' from public.credit_accounts
-  returning id
-)
-insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-select c.id, e.account, e.amount from calls as c
- cross join (values ('available'::doorkey.ledger_account, -1000), ('spent', 1000)) as e (account, amount);
-update doorkey.credit_lots set remaining_micros = remaining_micros - 1000 where remaining_micros > 0;
+insert into public.credit_transactions
+  (user_id, type, amount_micros, spendable_micros, system_account, idempotency_key, reason, actor)
+select user_id, 'usage', -1000, -1000, 'spent', gen_random_uuid()::text, 'Call', 'bench' from public.credit_accounts;
+update doorkey.credit_lots set remaining_micros = remaining_micros - 1000 where not is_empty;
 update public.openrouter_user_keys
    set charged_cost_micros = charged_cost_micros + 1000, limit_micros = charged_cost_micros + 5000000;
 update doorkey.provisioning set state = 'ready' where state = 'due';

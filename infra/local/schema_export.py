@@ -39,6 +39,7 @@ OURS = (
     "schemas/doorkey/types/*.sql",
     "schemas/public/tables/*.sql",
     "schemas/doorkey/tables/*.sql",
+    "schemas/doorkey/views/*.sql",
     "schemas/auth/tables/*.sql",
     "schemas/public/functions/*.sql",
     "schemas/doorkey/functions/*.sql",

@@ -44,7 +44,7 @@ begin
       using hint = 'Rename it, or install doorkey in another project. Nothing was changed.';
   end if;
   -- A ledger that was kept when doorkey was uninstalled: back to where people look for it. See supabase/uninstall.sql.
-  if to_regclass('doorkey.settings') is null and to_regclass('doorkey.ledger_entries') is not null then
+  if to_regclass('doorkey.settings') is null and to_regclass('doorkey.credit_lots') is not null then
     alter table doorkey.plans set schema public;
     alter table doorkey.credit_accounts set schema public;
     alter table doorkey.credit_transactions set schema public;

@@ -1,22 +1,18 @@
 -- The ledger: double entry, in micro-dollars, append only.
 --
--- A transaction is one row in `public.credit_transactions` (people read their own) and two or more entries that
--- sum to zero. `public.credit_accounts` caches each user's balances; one trigger keeps it, and its checks are what
--- makes an overdraft impossible. Lock order everywhere: provisioning row, then account, then lots.
+-- A transaction is one row in `public.credit_transactions` (people read their own): what it moves in each of the user's
+-- accounts, and the system's account that the sum comes out of. So its entries sum to zero, whatever anybody writes; as
+-- rows they are `doorkey.ledger_entries`. `public.credit_accounts` caches each user's balances; one trigger keeps it, and
+-- its checks are what makes an overdraft impossible. Lock order everywhere: provisioning row, then account, then lots.
 
 set local lock_timeout = '5s';
 set local statement_timeout = '60s';
 
 do $$
 begin
-  if to_regtype('doorkey.ledger_account') is null then
-    create type doorkey.ledger_account as enum (
-      -- A user's: what they may spend, what open holds keep, what is on its way out until the key's limit is
-      -- lowered, what they owe, what an uncapped plan will bill.
-      'available', 'held', 'leaving', 'debt', 'receivable',
-      -- The system's: where credits come from and where they end.
-      'granted', 'spent', 'expired'
-    );
+  if to_regtype('doorkey.system_account') is null then
+    -- Where credits come from, and where they end.
+    create type doorkey.system_account as enum ('granted', 'spent', 'expired');
   end if;
 end
 $$;
@@ -27,6 +23,8 @@ create table if not exists public.credit_accounts (
   plan_id text not null references public.plans (id),
   -- By which others say at their signup that this user brought them.
   referral_code text,
+  -- What is spendable: what nobody has put aside, and what open holds keep. A hold moves it from one to the other and is
+  -- no posting: nothing was spent yet.
   available_micros bigint not null default 0 check (available_micros >= 0),
   held_micros bigint not null default 0 check (held_micros >= 0),
   leaving_micros bigint not null default 0 check (leaving_micros >= 0),
@@ -73,9 +71,19 @@ create table if not exists public.credit_transactions (
   id bigint generated always as identity primary key,
   user_id uuid not null references public.credit_accounts (user_id),
   type text not null
-    check (type in ('purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal', 'hold', 'release')),
-  -- What it does to the sum of the user's accounts.
+    check (type in ('purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal')),
+  -- What it does to the sum of the user's accounts, and to each: what they may spend (with what open holds keep of it), what
+  -- is on its way out until the key's limit is lowered, what they owe (with a minus), what an uncapped plan will bill
+  -- (likewise). The system's account has the opposite of the sum.
   amount_micros bigint not null,
+  spendable_micros bigint not null default 0,
+  leaving_micros bigint not null default 0,
+  debt_micros bigint not null default 0,
+  receivable_micros bigint not null default 0,
+  system_account doorkey.system_account not null,
+  -- What an open hold kept for it, and what it carries to the next charge; null: what was carried before.
+  released_micros bigint not null default 0,
+  remainder_micros numeric,
   -- Repeating a request repeats its key: unique per type, and written with the effect.
   idempotency_key text not null check (length(idempotency_key) between 1 and 200),
   reason text not null check (length(reason) between 1 and 500),
@@ -84,7 +92,9 @@ create table if not exists public.credit_transactions (
   model text,
   request_id text,
   created_at timestamptz not null default now(),
-  constraint credit_transactions_once unique (type, idempotency_key)
+  constraint credit_transactions_once unique (type, idempotency_key),
+  constraint entries_sum_to_zero check (
+    amount_micros = spendable_micros + leaving_micros + debt_micros + receivable_micros)
 );
 comment on table public.credit_transactions is 'What happened to each user''s credits. Append only.';
 -- Pages of one's transactions, of one type or merged from all, and what was used on a day.
@@ -113,13 +123,14 @@ begin
 end
 $$;
 
-create table if not exists doorkey.ledger_entries (
-  transaction_id bigint not null references public.credit_transactions (id),
-  account doorkey.ledger_account not null,
-  amount_micros bigint not null check (amount_micros <> 0),
-  primary key (transaction_id, account)
-);
-alter table doorkey.ledger_entries enable row level security;
+-- Every transaction's entries, a row for each account that it moves.
+create or replace view doorkey.ledger_entries with (security_invoker = true) as
+  select t.id as transaction_id, e.account, e.amount_micros
+    from public.credit_transactions as t
+   cross join lateral (values ('spendable', t.spendable_micros), ('leaving', t.leaving_micros), ('debt', t.debt_micros),
+                              ('receivable', t.receivable_micros), (t.system_account::text, -t.amount_micros))
+           as e (account, amount_micros)
+   where e.amount_micros <> 0;
 revoke all on table doorkey.ledger_entries from public, anon, authenticated, service_role;
 
 -- A grant is a lot. Lots are spent by priority, then expiry, then id.
@@ -133,69 +144,48 @@ create table if not exists doorkey.credit_lots (
   withdrawn_micros bigint not null default 0 check (withdrawn_micros between 0 and amount_micros - remaining_micros),
   priority smallint not null default 100,
   expires_at timestamptz,
+  -- A column, and not an expression in the indexes: so spending from a lot writes to none of them.
+  is_empty boolean not null generated always as (remaining_micros = 0) stored,
   -- What a period brings: it ends with the period.
   is_allowance boolean not null default false check (not is_allowance or expires_at is not null),
   created_at timestamptz not null default now()
 );
 -- A user's lots, and of these the ones that have something left, in the order in which they are spent.
 create index if not exists credit_lots_user
-  on doorkey.credit_lots (user_id, (remaining_micros > 0), priority, expires_at nulls last, id);
+  on doorkey.credit_lots (user_id, is_empty, priority, expires_at nulls last, id);
 create index if not exists credit_lots_expiring
-  on doorkey.credit_lots (expires_at) where remaining_micros > 0;
+  on doorkey.credit_lots (expires_at) where not is_empty;
 alter table doorkey.credit_lots enable row level security;
 revoke all on table doorkey.credit_lots from public, anon, authenticated, service_role;
 revoke all on sequence doorkey.credit_lots_id_seq from public, anon, authenticated, service_role;
 
--- Every statement that adds entries must add whole, balanced transactions; each moves the cached balances of its user.
--- The other tables' rows are looked up by their primary keys: the plans are kept for the session, from whatever number of
--- entries came first.
-create or replace function doorkey.apply_entries() returns trigger
+-- Each transaction moves the cached balances of its user: once, and in the order of their numbers.
+create or replace function doorkey.apply_transaction() returns trigger
 language plpgsql security definer set search_path = ''
 as $$
-declare
-  v_moved record;
-  v_amount bigint;
-  v_entries bigint;
 begin
-  for v_moved in
-    select a.transaction_id, count(*) as entries, sum(a.amount_micros) as total,
-           sum(a.amount_micros) filter (where a.account not in ('granted', 'spent', 'expired')) as reached,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'available'), 0) as available,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'held'), 0) as held,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'leaving'), 0) as leaving,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'debt'), 0) as debt,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'receivable'), 0) as receivable,
-           coalesce(sum(a.amount_micros) filter (where a.account = 'spent'), 0) as spent
-      from added as a
-     group by a.transaction_id
-     order by a.transaction_id
-  loop
-    update public.credit_accounts as c
-       set available_micros = c.available_micros + v_moved.available,
-           held_micros = c.held_micros + v_moved.held,
-           leaving_micros = c.leaving_micros + v_moved.leaving,
-           debt_micros = c.debt_micros - v_moved.debt,
-           receivable_micros = c.receivable_micros - v_moved.receivable,
-           period_spent_micros = c.period_spent_micros + v_moved.spent,
-           last_transaction_id = v_moved.transaction_id,
-           updated_at = now()
-      from public.credit_transactions as t
-     where t.id = v_moved.transaction_id and c.user_id = t.user_id
-    returning t.amount_micros, (select count(*) from doorkey.ledger_entries as e where e.transaction_id = t.id)
-      into strict v_amount, v_entries;
-    if v_moved.total <> 0
-       or v_moved.reached is distinct from v_amount
-       or v_moved.entries <> v_entries then
-      raise exception 'ledger_unbalanced'
-        using detail = 'The entries of a transaction sum to zero, its amount is what reaches the user, and they come in one statement.';
-    end if;
-  end loop;
+  update public.credit_accounts as c
+     set available_micros = c.available_micros + new.spendable_micros + new.released_micros,
+         held_micros = c.held_micros - new.released_micros,
+         leaving_micros = c.leaving_micros + new.leaving_micros,
+         debt_micros = c.debt_micros - new.debt_micros,
+         receivable_micros = c.receivable_micros - new.receivable_micros,
+         remainder_micros = coalesce(new.remainder_micros, c.remainder_micros),
+         period_spent_micros = c.period_spent_micros
+           - case new.system_account when 'spent' then new.amount_micros else 0 end,
+         last_transaction_id = new.id,
+         updated_at = now()
+   where c.user_id = new.user_id and c.last_transaction_id < new.id;
+  if not found then
+    raise exception 'ledger_out_of_order'
+      using detail = 'Whoever posts locks the account before the number is drawn.';
+  end if;
   return null;
 end
 $$;
-revoke all on function doorkey.apply_entries() from public, anon, authenticated, service_role;
-create or replace trigger apply_entries after insert on doorkey.ledger_entries
-  referencing new table as added for each statement execute function doorkey.apply_entries();
+revoke all on function doorkey.apply_transaction() from public, anon, authenticated, service_role;
+create or replace trigger apply_transaction after insert on public.credit_transactions
+  for each row execute function doorkey.apply_transaction();
 
 create or replace function doorkey.refuse_rewriting() returns trigger
 language plpgsql set search_path = ''
@@ -206,8 +196,6 @@ begin
 end
 $$;
 revoke all on function doorkey.refuse_rewriting() from public, anon, authenticated, service_role;
-create or replace trigger refuse_rewriting before update or delete or truncate on doorkey.ledger_entries
-  for each statement execute function doorkey.refuse_rewriting();
 create or replace trigger refuse_rewriting before update or delete or truncate on public.credit_transactions
   for each statement execute function doorkey.refuse_rewriting();
 
@@ -245,8 +233,10 @@ begin
     raise sqlstate 'PT422' using message = 'amount_not_positive', hint = 'Grant a positive number of micro-dollars.';
   end if;
   v_owed := least((doorkey.lock_account(p_user_id)).debt_micros, p_amount_micros);
-  insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-  values (p_user_id, p_type, p_amount_micros, p_idempotency_key, p_reason, p_actor, p_request_id)
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, spendable_micros, debt_micros, system_account, idempotency_key, reason, actor, request_id)
+  values (p_user_id, p_type, p_amount_micros, p_amount_micros - v_owed, v_owed, 'granted', p_idempotency_key, p_reason,
+          p_actor, p_request_id)
   on conflict on constraint credit_transactions_once do nothing
   returning id into v_id;
   if v_id is null then
@@ -258,11 +248,6 @@ begin
     end if;
     return v_known.id;
   end if;
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select v_id, e.account, e.amount
-    from (values ('available'::doorkey.ledger_account, p_amount_micros - v_owed),
-                 ('debt', v_owed), ('granted', -p_amount_micros)) as e (account, amount)
-   where e.amount <> 0;
   insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
   values (p_user_id, v_id, p_amount_micros, p_amount_micros - v_owed, p_priority, p_expires_at);
   return v_id;

@@ -9,18 +9,18 @@ create table if not exists public.openrouter_user_keys (
   -- OpenRouter's name for the key: SHA-256 of the secret, in hex.
   key_hash text primary key check (key_hash ~ '^[0-9a-f]{64}$'),
   user_id uuid not null,
-  key_name text not null check (length(key_name) between 1 and 200),
+  key_name text not null,
   -- OpenRouter's preview of the secret, such as sk-or-v1-abc...123.
   key_label text,
   -- The lifetime cap last confirmed by OpenRouter; null: no cap.
-  limit_micros bigint check (limit_micros >= 0),
+  limit_micros bigint,
   status text not null default 'active' check (status in ('active', 'disabled', 'deleted')),
   -- The attempt that made it.
-  attempt integer not null check (attempt > 0),
+  attempt integer not null,
   -- Provider cost that the ledger has charged to this key in its life, exact.
   charged_cost_micros numeric not null default 0 check (charged_cost_micros >= 0),
   -- What OpenRouter said it had spent in its life when it last took a change, rounded up.
-  reported_usage_micros bigint not null default 0 check (reported_usage_micros >= 0),
+  reported_usage_micros bigint not null default 0,
   created_at timestamptz not null default now(),
   updated_at timestamptz not null default now(),
   -- Another key took its place: it is deleted at this time, and may not spend anything new until then.
@@ -32,6 +32,9 @@ create table if not exists public.openrouter_user_keys (
   -- another matter, and no reason to forget them.
   is_doubtful boolean not null default false,
   deleted_at timestamptz,
+  -- One check and not four: each call writes what was charged to its key. (Of what is null, the least takes no notice.)
+  constraint figures_are_possible check (
+    least(limit_micros, reported_usage_micros, attempt - 1, length(key_name) - 1, 200 - length(key_name)) >= 0),
   check ((status = 'deleted') = (deleted_at is not null))
 );
 comment on table public.openrouter_user_keys is 'The OpenRouter keys of each user, without their secrets.';

@@ -32,7 +32,7 @@ as $$
                          l.amount_micros, l.remaining_micros, l.expires_at, l.created_at as granted_at
                     from doorkey.credit_lots as l
                     join public.credit_transactions as t on t.id = l.transaction_id
-                   where l.user_id = a.user_id and l.remaining_micros > 0
+                   where l.user_id = a.user_id and not l.is_empty
                    order by l.priority, l.expires_at nulls last, l.id limit 100) as l),
         'period_started_at', a.period_started_at, 'period_ends_at', a.period_ends_at,
         'referral_code', a.referral_code, 'created_at', a.created_at, 'updated_at', a.updated_at,

@@ -1,8 +1,11 @@
 -- Holds: credits are kept for a call before it goes out, and what it cost is charged when it has come back.
 --
--- A cost is never dropped, whatever became of its hold: the money was spent. What the hold doesn't cover comes out of
--- what is available, and beyond that the user owes it. Lock order: provisioning row (only where the key is not the one
--- in use), account, lots, key and hold.
+-- A hold is no posting: it puts aside some of what is spendable, on the account's row, and the ledger hears of the call
+-- when it is charged. A cost is never dropped, whatever became of its hold: the money was spent. What the hold doesn't
+-- cover comes out of what is available, and beyond that the user owes it. Lock order: provisioning row (only where the key
+-- is not the one in use), account, lots, key and hold.
+--
+-- Reserving and settling are on every call's way. So each says in few statements what elsewhere is a function each.
 
 set local lock_timeout = '5s';
 set local statement_timeout = '60s';
@@ -20,52 +23,60 @@ begin
 end
 $$;
 
+-- Each call writes a row and settles it, and Postgres reads the text of every check anew for each statement: so they are
+-- few, and say what may not be.
 create table if not exists doorkey.credit_holds (
   id uuid primary key default gen_random_uuid(),
-  user_id uuid not null references public.credit_accounts (user_id),
-  -- The key that the call goes through.
-  key_hash text not null references public.openrouter_user_keys (key_hash),
+  -- Whoever writes has locked the account, and read the key that the call goes through. Neither is ever deleted: a reference
+  -- would only ask again whether it is there.
+  user_id uuid not null,
+  key_hash text not null,
   -- What was asked for, and what is kept of it now: nothing on a plan without cap, and nothing once it is closed.
-  amount_micros bigint not null check (amount_micros between 1 and 1000000000000),
-  held_micros bigint not null check (held_micros in (0, amount_micros)),
+  amount_micros bigint not null,
+  held_micros bigint not null,
   state doorkey.hold_state not null default 'open',
-  idempotency_key text not null check (length(idempotency_key) between 1 and 200),
+  idempotency_key text not null,
   request_id text,
   -- What was answered, to answer it again.
-  available_after_micros bigint not null check (available_after_micros >= 0),
+  available_after_micros bigint not null,
   -- The settlement: the provider's cost exactly as received.
   provider text,
   model text,
   generation_id text,
-  cost_micros numeric check (cost_micros between 0 and 1000000000000),
+  cost_micros numeric,
   -- How many tokens it was, if that was said.
-  tokens bigint check (tokens between 0 and 1000000000),
+  tokens bigint,
   -- The price to the fraction, what was charged of it and of what was carried, and what of that is owed.
-  price_micros numeric check (price_micros >= 0),
-  charged_micros bigint check (charged_micros >= 0),
-  owed_micros bigint check (owed_micros between 0 and charged_micros),
+  price_micros numeric,
+  charged_micros bigint,
+  owed_micros bigint,
   created_at timestamptz not null default now(),
-  expires_at timestamptz not null check (expires_at > created_at),
+  expires_at timestamptz not null,
   -- When it ceased to keep anything, and when it was settled.
   closed_at timestamptz,
   settled_at timestamptz,
+  -- (Of what is null, the least takes no notice.)
+  constraint amounts_are_possible check (
+    least(amount_micros - 1, available_after_micros, tokens, owed_micros, charged_micros - owed_micros) >= 0
+    and least(cost_micros, price_micros) >= 0 and cost_micros < 'infinity'),
+  constraint ends_after_its_beginning check (expires_at > created_at),
+  constraint keeps_all_or_nothing_and_only_while_open check (
+    held_micros = 0 or (held_micros = amount_micros and state = 'open')),
   constraint open_exactly_until_closed check ((state = 'open') = (closed_at is null)),
-  constraint holds_only_while_open check (state = 'open' or held_micros = 0),
-  constraint settled_exactly_with_a_cost check (
-    (state = 'settled') = (settled_at is not null)
-    and num_nulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros) in (0, 5)),
-  constraint settled_with_its_call check (
-    state = 'settled' or num_nonnulls(tokens, provider, model, generation_id) = 0),
+  constraint settled_exactly_with_its_call check (
+    case state when 'settled' then num_nulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros)
+               else num_nonnulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros, tokens, provider, model,
+                                 generation_id) end = 0),
+  constraint idempotency_key_is_short check (length(idempotency_key) between 1 and 200),
   -- Whoever sends keys chooses them: nobody's stands in the way of another's.
   constraint one_hold_for_each_key_of_a_user unique (user_id, idempotency_key)
 );
 create index if not exists credit_holds_expiring on doorkey.credit_holds (expires_at) where state = 'open';
--- "What do its open ones keep? What expired lately?"
-create index if not exists credit_holds_key on doorkey.credit_holds (key_hash, state, closed_at);
+-- "What do its open ones keep? What expired lately? What did this key's receipts of a day come to?" One user may have
+-- millions.
+create index if not exists credit_holds_key on doorkey.credit_holds (key_hash, state, settled_at, closed_at)
+  include (cost_micros);
 create index if not exists credit_holds_settled on doorkey.credit_holds (settled_at, key_hash) where state = 'settled';
--- "What did this key's receipts of a day come to?" One user may have millions.
-create index if not exists credit_holds_settled_of_key on doorkey.credit_holds (key_hash, settled_at)
-  include (cost_micros) where state = 'settled';
 alter table doorkey.credit_holds enable row level security;
 revoke all on table doorkey.credit_holds from public, anon, authenticated, service_role;
 
@@ -77,32 +88,6 @@ as $$
    where h.key_hash = p_key_hash and h.state = 'open';
 $$;
 revoke all on function doorkey.held_through(text) from public, anon, authenticated, service_role;
-
--- One transaction about what is used, with its entries: what doesn't stay with the user is spent. What is zero is no entry.
-create or replace function doorkey.post_use(
-  p_user_id uuid, p_type text, p_idempotency_key text, p_reason text, p_request_id text, p_provider text, p_model text,
-  p_available bigint, p_held bigint, p_debt bigint, p_receivable bigint
-) returns bigint
-language plpgsql security definer set search_path = ''
-as $$
-declare
-  v_id bigint;
-  v_amount constant bigint := p_available + p_held + p_debt + p_receivable;
-begin
-  insert into public.credit_transactions
-    (user_id, type, amount_micros, idempotency_key, reason, actor, provider, model, request_id)
-  values (p_user_id, p_type, v_amount, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
-  returning id into v_id;
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select v_id, e.account, e.amount
-    from (values ('available'::doorkey.ledger_account, p_available), ('held', p_held), ('debt', p_debt),
-                 ('receivable', p_receivable), ('spent', -v_amount)) as e (account, amount)
-   where e.amount <> 0;
-  return v_id;
-end
-$$;
-revoke all on function doorkey.post_use(uuid, text, text, text, text, text, text, bigint, bigint, bigint, bigint)
-  from public, anon, authenticated, service_role;
 
 -- Takes so much out of the user's lots: by priority, then expiry, then id. The account is locked by the caller.
 create or replace function doorkey.spend_lots(p_user_id uuid, p_amount_micros bigint) returns void
@@ -119,7 +104,7 @@ begin
            sum(l.remaining_micros) over (order by l.priority, l.expires_at nulls last, l.id)
            - l.remaining_micros as before
       from doorkey.credit_lots as l
-     where l.user_id = p_user_id and l.remaining_micros > 0
+     where l.user_id = p_user_id and not l.is_empty
   ), spent as (
     update doorkey.credit_lots as l
        set remaining_micros = l.remaining_micros - least(q.remaining_micros, p_amount_micros - q.before)
@@ -139,15 +124,14 @@ revoke all on function doorkey.spend_lots(uuid, bigint) from public, anon, authe
 -- is taken on the provisioning row, so that a busy user's key can still be worked on.
 create or replace function doorkey.reserve_credits(
   p_user_id uuid, p_amount_micros bigint, p_ttl_seconds integer, p_idempotency_key text, p_key_hash text,
-  p_request_id text
-) returns table (hold_id uuid, bound_key_hash text, expires_at timestamptz, available_after_micros bigint)
+  p_request_id text,
+  out hold_id uuid, out bound_key_hash text, out expires_at timestamptz, out available_after_micros bigint
+)
 language plpgsql security definer set search_path = ''
 as $$
 declare
-  v_account public.credit_accounts;
-  v_hold doorkey.credit_holds;
-  v_key public.openrouter_user_keys;
-  v_plan public.plans;
+  v_account record;
+  v_now record;
   v_held bigint;
 begin
   if p_amount_micros is null or p_amount_micros not between 1 and 1000000000000 then
@@ -159,14 +143,34 @@ begin
   if p_idempotency_key is null or length(p_idempotency_key) not between 1 and 200 then
     raise sqlstate 'PT422' using message = 'idempotency_key_invalid', hint = 'Send a key of 1 to 200 characters.';
   end if;
-  v_account := doorkey.lock_account(p_user_id);
-  select * into v_hold from doorkey.credit_holds as h
-   where h.user_id = p_user_id and h.idempotency_key = p_idempotency_key;
+  select a.plan_id, a.available_micros, a.period_spent_micros + a.held_micros as counted_micros into v_account
+    from public.credit_accounts as a where a.user_id = p_user_id for no key update;
   if not found then
-    v_key := doorkey.usable_key(p_user_id, p_key_hash);
-    select * into strict v_plan from public.plans as p where p.id = v_account.plan_id;
-    v_held := case when v_plan.is_uncapped then 0 else p_amount_micros end;
-    if v_account.period_spent_micros + v_account.held_micros + v_held > v_plan.monthly_cap_micros then
+    raise sqlstate 'PT404' using message = 'profile_not_found', hint = 'This user has no account.';
+  end if;
+  -- Everything else, in a statement of its own: it sees what there is since the lock was taken, and the key in use stays
+  -- so until the end.
+  select p.is_uncapped, p.monthly_cap_micros, k.key_hash, k.status = 'active' and coalesce(u.is_enabled, false) as is_usable,
+         h.id as hold_id, h.key_hash as hold_key_hash, h.amount_micros, h.created_at, h.expires_at, h.available_after_micros
+    into strict v_now
+    from public.plans as p
+    left join doorkey.provisioning as w on w.user_id = p_user_id
+    left join public.openrouter_user_keys as k on k.key_hash = w.key_hash
+    left join doorkey.user_wishes as u on u.user_id = p_user_id
+    left join doorkey.credit_holds as h on h.user_id = p_user_id and h.idempotency_key = p_idempotency_key
+   where p.id = v_account.plan_id;
+  if v_now.hold_id is null then
+    if v_now.key_hash is null then
+      raise sqlstate 'PT404' using message = 'no_key', hint = 'There is no key yet that a call could go through.';
+    end if;
+    if v_now.key_hash <> p_key_hash then
+      raise sqlstate 'PT409' using message = 'key_replaced', hint = 'A key that retires begins nothing new.';
+    end if;
+    if not v_now.is_usable then
+      raise sqlstate 'PT403' using message = 'key_disabled', hint = 'The user is banned or gone.';
+    end if;
+    v_held := case when v_now.is_uncapped then 0 else p_amount_micros end;
+    if v_account.counted_micros + v_held > v_now.monthly_cap_micros then
       raise sqlstate 'PT402' using message = 'insufficient_credits',
         hint = 'The plan allows no more in this period, with what other calls hold.';
     end if;
@@ -174,89 +178,71 @@ begin
       raise sqlstate 'PT402' using message = 'insufficient_credits',
         hint = format('%s micro-dollars are available.', v_account.available_micros);
     end if;
+    bound_key_hash := v_now.key_hash;
+    available_after_micros := v_account.available_micros - v_held;
     insert into doorkey.credit_holds as h
       (user_id, key_hash, amount_micros, held_micros, idempotency_key, request_id, available_after_micros, expires_at)
-    values (p_user_id, v_key.key_hash, p_amount_micros, v_held, p_idempotency_key, p_request_id,
-            v_account.available_micros - v_held, now() + make_interval(secs => p_ttl_seconds))
-    returning h.* into v_hold;
+    values (p_user_id, bound_key_hash, p_amount_micros, v_held, p_idempotency_key, p_request_id,
+            reserve_credits.available_after_micros, now() + make_interval(secs => p_ttl_seconds))
+    returning h.id, h.expires_at into hold_id, expires_at;
     if v_held > 0 then
-      perform doorkey.post_use(
-        p_user_id, 'hold', 'hold:' || v_hold.id, 'Held for a call', p_request_id, null, null, -v_held, v_held, 0, 0);
+      update public.credit_accounts as a
+         set available_micros = a.available_micros - v_held, held_micros = a.held_micros + v_held, updated_at = now()
+       where a.user_id = p_user_id;
     end if;
-  elsif (v_hold.amount_micros, v_hold.expires_at - v_hold.created_at, v_hold.key_hash)
+  elsif (v_now.amount_micros, v_now.expires_at - v_now.created_at, v_now.hold_key_hash)
      is distinct from (p_amount_micros, make_interval(secs => p_ttl_seconds),
-                       coalesce(p_key_hash, v_hold.key_hash)) then
+                       coalesce(p_key_hash, v_now.hold_key_hash)) then
     raise sqlstate 'PT409' using message = 'idempotency_conflict',
       hint = 'This key was used for another content. Use a new key for a new hold.';
+  else
+    hold_id := v_now.hold_id;
+    bound_key_hash := v_now.hold_key_hash;
+    expires_at := v_now.expires_at;
+    available_after_micros := v_now.available_after_micros;
   end if;
-  hold_id := v_hold.id;
-  bound_key_hash := v_hold.key_hash;
-  expires_at := v_hold.expires_at;
-  available_after_micros := v_hold.available_after_micros;
-  return next;
 end
 $$;
 revoke all on function doorkey.reserve_credits(uuid, bigint, integer, text, text, text)
   from public, anon, authenticated, service_role;
 grant execute on function doorkey.reserve_credits(uuid, bigint, integer, text, text, text) to service_role;
 
--- This door and that of settling are not in SQL, which would be planned anew in each call.
+-- This door and that of settling are not in SQL, which would be planned anew in each call, and call without a query.
 create or replace function public.reserve_credits(
   user_id uuid, amount_micros bigint, ttl_seconds integer, idempotency_key text, key_hash text, request_id text
 ) returns table (hold_id uuid, bound_key_hash text, expires_at timestamptz, available_after_micros bigint)
 language plpgsql set search_path = ''
-as $$ begin return query select * from doorkey.reserve_credits($1, $2, $3, $4, $5, $6); end $$;
+as $$
+declare
+  v record;
+begin
+  v := doorkey.reserve_credits($1, $2, $3, $4, $5, $6);
+  hold_id := v.hold_id;
+  bound_key_hash := v.bound_key_hash;
+  expires_at := v.expires_at;
+  available_after_micros := v.available_after_micros;
+  return next;
+end
+$$;
 revoke all on function public.reserve_credits(uuid, bigint, integer, text, text, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.reserve_credits(uuid, bigint, integer, text, text, text) to service_role;
 
--- The key that a call of the user may go through now: the one in use. The account is locked by the caller, so that no
--- other one takes its place meanwhile.
-create or replace function doorkey.usable_key(p_user_id uuid, p_key_hash text) returns public.openrouter_user_keys
-language plpgsql stable security definer set search_path = ''
-as $$
-declare
-  v_key public.openrouter_user_keys;
-begin
-  select k.* into v_key
-    from doorkey.provisioning as w join public.openrouter_user_keys as k on k.key_hash = w.key_hash
-   where w.user_id = p_user_id;
-  if not found then
-    raise sqlstate 'PT404' using message = 'no_key', hint = 'There is no key yet that a call could go through.';
-  end if;
-  if v_key.key_hash <> p_key_hash then
-    raise sqlstate 'PT409' using message = 'key_replaced', hint = 'A key that retires begins nothing new.';
-  end if;
-  if v_key.status <> 'active' or not (doorkey.desired_key(p_user_id)).is_enabled then
-    raise sqlstate 'PT403' using message = 'key_disabled', hint = 'The user is banned or gone.';
-  end if;
-  return v_key;
-end
-$$;
-revoke all on function doorkey.usable_key(uuid, text) from public, anon, authenticated, service_role;
-
--- The hold, with its account locked. A user: it must be theirs; null: anybody's.
-create or replace function doorkey.lock_hold(p_user_id uuid, p_hold_id uuid) returns doorkey.credit_holds
+-- Locks what stands before this hold: its account, and the row of the key where that is not the one in use: closing the
+-- hold may change what another key is to have. A user: it must be theirs; null: anybody's.
+create or replace function doorkey.lock_hold(p_user_id uuid, p_hold_id uuid) returns void
 language plpgsql security definer set search_path = ''
 as $$
 declare
   v_found record;
-  v_hold doorkey.credit_holds;
 begin
-  select h.user_id, h.key_hash, p.key_hash is distinct from h.key_hash as is_of_another_key into v_found
-    from doorkey.credit_holds as h left join doorkey.provisioning as p on p.user_id = h.user_id where h.id = p_hold_id;
+  select h.user_id, h.key_hash into v_found from doorkey.credit_holds as h where h.id = p_hold_id;
   if not found or v_found.user_id <> p_user_id then
     raise sqlstate 'PT404' using message = 'hold_not_found', hint = 'There is no such hold.';
   end if;
-  -- Closing it may change what another key is to have. The key in use has the same limit before and after.
-  if v_found.is_of_another_key then
-    perform from doorkey.provisioning as p
-      where p.user_id = v_found.user_id and p.key_hash is distinct from v_found.key_hash for update;
-  end if;
+  perform from doorkey.provisioning as p
+    where p.user_id = v_found.user_id and p.key_hash is distinct from v_found.key_hash for update;
   perform doorkey.lock_account(v_found.user_id);
-  -- Everything that changes a hold locks the account: what is read now stays so.
-  select * into strict v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
-  return v_hold;
 end
 $$;
 revoke all on function doorkey.lock_hold(uuid, uuid) from public, anon, authenticated, service_role;
@@ -277,20 +263,6 @@ end
 $$;
 revoke all on function doorkey.follow_key(uuid, text) from public, anon, authenticated, service_role;
 
--- What a call costs its user, to the fraction: by the plan's price for tokens where it has one and it is known how many
--- they were, and else by the provider's cost. (Multiplied, because a quotient may be rounded.) Not in SQL, which would be
--- planned anew in each call.
-create or replace function doorkey.price_of(p_plan public.plans, p_cost_micros numeric, p_tokens bigint) returns numeric
-language plpgsql immutable security definer set search_path = ''
-as $$
-begin
-  return case when p_plan.charges_by = 'tokens' and p_tokens is not null
-              then p_tokens::numeric * p_plan.token_price_micros_per_1k * 0.001
-              else p_cost_micros * p_plan.markup end;
-end
-$$;
-revoke all on function doorkey.price_of(public.plans, numeric, bigint) from public, anon, authenticated, service_role;
-
 -- Charges what something cost the provider, or its tokens (null: nobody knows them), at the plan's price: rounded down to
 -- what can be posted, and the remainder carried to the next charge. A hold pays first, then what is available; beyond that
 -- it is owed. Every charge is computed here. The account is locked by the caller. is_above_cost: it was more than the
@@ -304,32 +276,53 @@ create or replace function doorkey.post_charge(
 language plpgsql security definer set search_path = ''
 as $$
 declare
-  v_account record;
-  v_plan public.plans;
-  v_carried numeric;
-  v_from_held bigint;
-  v_from_available bigint;
+  v record;
+  v_from_held bigint := 0;
+  v_from_available bigint := 0;
+  v_spendable bigint;
   v_paid bigint;
 begin
-  select a.available_micros, a.debt_micros, a.remainder_micros, p as plan into strict v_account
-    from public.credit_accounts as a join public.plans as p on p.id = a.plan_id where a.user_id = p_user_id;
-  v_plan := v_account.plan;
-  price_micros := doorkey.price_of(v_plan, p_cost_micros, p_tokens);
-  is_above_cost := price_micros > p_cost_micros * v_plan.markup;
-  v_carried := price_micros + v_account.remainder_micros;
-  charged_micros := floor(v_carried);
-  v_from_held := case when v_plan.is_uncapped then 0 else least(p_held_micros, charged_micros) end;
-  v_from_available := case when v_plan.is_uncapped then 0
-                           else least(v_account.available_micros, charged_micros - v_from_held) end;
-  owed_micros := case when v_plan.is_uncapped then 0 else charged_micros - v_from_held - v_from_available end;
+  -- The price: by the plan's for tokens where it has one and it is known how many they were, and else by the provider's
+  -- cost. (Multiplied, because a quotient may be rounded.)
+  select a.available_micros, a.debt_micros, q.price_micros, q.price_micros + a.remainder_micros as carried_micros,
+         p.is_uncapped, q.price_micros > p_cost_micros * p.markup as is_above_cost
+    into strict v
+    from public.credit_accounts as a
+    join public.plans as p on p.id = a.plan_id
+   cross join lateral (
+     select case when p.charges_by = 'tokens' and p_tokens is not null
+                 then p_tokens::numeric * p.token_price_micros_per_1k * 0.001
+                 else p_cost_micros * p.markup end as price_micros) as q
+   where a.user_id = p_user_id;
+  price_micros := v.price_micros;
+  is_above_cost := v.is_above_cost;
+  charged_micros := floor(v.carried_micros);
+  owed_micros := 0;
+  if not v.is_uncapped then
+    v_from_held := least(p_held_micros, charged_micros);
+    v_from_available := least(v.available_micros, charged_micros - v_from_held);
+    owed_micros := charged_micros - v_from_held - v_from_available;
+  end if;
   -- What the hold did not need pays debts first.
-  v_paid := least(p_held_micros - v_from_held, v_account.debt_micros);
-  transaction_id := doorkey.post_use(
-    p_user_id, p_type, p_idempotency_key, p_reason, p_request_id, p_provider, p_model,
-    p_held_micros - v_from_held - v_paid - v_from_available, -p_held_micros, v_paid - owed_micros,
-    case when v_plan.is_uncapped then -charged_micros else 0 end);
-  perform doorkey.spend_lots(p_user_id, v_from_held + v_from_available + v_paid);
-  update public.credit_accounts as a set remainder_micros = v_carried - charged_micros where a.user_id = p_user_id;
+  v_paid := least(p_held_micros - v_from_held, v.debt_micros);
+  v_spendable := v_from_held + v_from_available + v_paid;
+  insert into public.credit_transactions as t
+    (user_id, type, amount_micros, spendable_micros, debt_micros, receivable_micros, system_account, released_micros,
+     remainder_micros, idempotency_key, reason, actor, provider, model, request_id)
+  values (p_user_id, p_type, -charged_micros, -v_spendable, v_paid - owed_micros,
+          case when v.is_uncapped then -charged_micros else 0 end, 'spent', p_held_micros,
+          v.carried_micros - charged_micros, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
+  returning t.id into transaction_id;
+  if v_spendable > 0 then
+    -- Nearly always the lot that is spent next has enough.
+    update doorkey.credit_lots as l set remaining_micros = l.remaining_micros - v_spendable
+     where l.id = (select o.id from doorkey.credit_lots as o where o.user_id = p_user_id and not o.is_empty
+                    order by o.priority, o.expires_at nulls last, o.id limit 1)
+       and l.remaining_micros >= v_spendable;
+    if not found then
+      perform doorkey.spend_lots(p_user_id, v_spendable);
+    end if;
+  end if;
 end
 $$;
 revoke all on function doorkey.post_charge(uuid, numeric, bigint, bigint, text, text, text, text, text, text)
@@ -358,12 +351,12 @@ revoke all on function doorkey.lower_key(uuid, text) from public, anon, authenti
 -- hold must be theirs; null: anybody's.
 create or replace function doorkey.settle_hold(
   p_user_id uuid, p_hold_id uuid, p_cost_micros numeric, p_tokens bigint, p_provider text, p_model text,
-  p_generation_id text, p_request_id text
-) returns table (charged_micros bigint, owed_micros bigint)
+  p_generation_id text, p_request_id text, out charged_micros bigint, out owed_micros bigint
+)
 language plpgsql security definer set search_path = ''
 as $$
 declare
-  v_hold doorkey.credit_holds;
+  v_hold record;
   v_charge record;
 begin
   -- (NaN is more than any number.)
@@ -378,40 +371,57 @@ begin
     raise sqlstate 'PT422' using message = 'posting_invalid',
       hint = 'A provider, a model and a generation id have 200 characters at most.';
   end if;
-  v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
+  -- The usual case, a hold of the key in use: that key has the same limit before and after, and its row is not locked.
+  perform from doorkey.credit_holds as h
+     join doorkey.provisioning as w on w.user_id = h.user_id and w.key_hash = h.key_hash
+     join public.credit_accounts as a on a.user_id = h.user_id
+    where h.id = p_hold_id and h.user_id = coalesce(p_user_id, h.user_id)
+      for no key update of a;
+  if not found then
+    perform doorkey.lock_hold(p_user_id, p_hold_id);
+  end if;
+  -- Everything that changes a hold locks the account: what is read now stays so.
+  select h.user_id, h.key_hash, h.state, h.held_micros, h.charged_micros, h.owed_micros,
+         (h.cost_micros, h.tokens, h.provider, h.model, h.generation_id)
+         is distinct from (p_cost_micros, p_tokens, p_provider, p_model, p_generation_id) as is_other,
+         w.key_hash is distinct from h.key_hash as is_of_another_key
+    into strict v_hold
+    from doorkey.credit_holds as h left join doorkey.provisioning as w on w.user_id = h.user_id where h.id = p_hold_id;
   if v_hold.state = 'settled' then
-    if (v_hold.cost_micros, v_hold.tokens, v_hold.provider, v_hold.model, v_hold.generation_id)
-       is distinct from (p_cost_micros, p_tokens, p_provider, p_model, p_generation_id) then
+    if v_hold.is_other then
       raise sqlstate 'PT409' using message = 'idempotency_conflict',
         hint = 'This hold was settled with another content. A hold is for one call.';
     end if;
     charged_micros := v_hold.charged_micros;
     owed_micros := v_hold.owed_micros;
-    return next;
     return;
   end if;
   v_charge := doorkey.post_charge(
-    v_hold.user_id, p_cost_micros, p_tokens, v_hold.held_micros, 'usage', 'hold:' || v_hold.id, 'Call', p_provider,
+    v_hold.user_id, p_cost_micros, p_tokens, v_hold.held_micros, 'usage', 'hold:' || p_hold_id, 'Call', p_provider,
     p_model, p_request_id);
-  update public.openrouter_user_keys as k
-     set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
-         -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
-         -- it spent besides would look as if it were this. The next time it says so, it is right again.
-         reported_usage_micros = k.reported_usage_micros + case
-           when k.retires_at is not null or k.status = 'deleted' then ceil(p_cost_micros) else 0 end
-   where k.key_hash = v_hold.key_hash;
+  with charged as (
+    update public.openrouter_user_keys as k
+       set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
+           -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
+           -- it spent besides would look as if it were this. The next time it says so, it is right again.
+           reported_usage_micros = k.reported_usage_micros + case
+             when k.retires_at is not null or k.status = 'deleted' then ceil(p_cost_micros) else 0 end
+     where k.key_hash = v_hold.key_hash
+  )
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
          cost_micros = p_cost_micros, tokens = p_tokens, price_micros = v_charge.price_micros,
-         charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros, closed_at = coalesce(h.closed_at, now()), settled_at = now()
-   where h.id = v_hold.id;
-  perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
+         charged_micros = v_charge.charged_micros, owed_micros = v_charge.owed_micros,
+         closed_at = coalesce(h.closed_at, now()), settled_at = now()
+   where h.id = p_hold_id;
+  if v_hold.is_of_another_key then
+    perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
+  end if;
   if v_charge.is_above_cost then
     perform doorkey.lower_key(v_hold.user_id, v_hold.key_hash);
   end if;
   charged_micros := v_charge.charged_micros;
   owed_micros := v_charge.owed_micros;
-  return next;
 end
 $$;
 revoke all on function doorkey.settle_hold(uuid, uuid, numeric, bigint, text, text, text, text)
@@ -422,7 +432,16 @@ create or replace function public.settle_credits(
   hold_id uuid, cost_micros numeric, tokens bigint, provider text, model text, generation_id text, request_id text
 ) returns table (charged_micros bigint, owed_micros bigint)
 language plpgsql set search_path = ''
-as $$ begin return query select * from doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7); end $$;
+as $$
+declare
+  v record;
+begin
+  v := doorkey.settle_hold(null, $1, $2, $3, $4, $5, $6, $7);
+  charged_micros := v.charged_micros;
+  owed_micros := v.owed_micros;
+  return next;
+end
+$$;
 revoke all on function public.settle_credits(uuid, numeric, bigint, text, text, text, text)
   from public, anon, authenticated, service_role;
 grant execute on function public.settle_credits(uuid, numeric, bigint, text, text, text, text) to service_role;
@@ -437,13 +456,19 @@ declare
   v_paid bigint;
 begin
   if p_hold.held_micros > 0 then
-    select least(p_hold.held_micros, a.debt_micros) into strict v_paid
-      from public.credit_accounts as a where a.user_id = p_hold.user_id;
-    perform doorkey.post_use(
-      p_hold.user_id, 'release', 'hold:' || p_hold.id,
-      case p_state when 'expired' then 'Hold expired' else 'Hold released' end, p_request_id,
-      null, null, p_hold.held_micros - v_paid, -p_hold.held_micros, v_paid, 0);
-    perform doorkey.spend_lots(p_hold.user_id, v_paid);
+    update public.credit_accounts as a
+       set available_micros = a.available_micros + p_hold.held_micros, held_micros = a.held_micros - p_hold.held_micros,
+           updated_at = now()
+     where a.user_id = p_hold.user_id
+    returning least(p_hold.held_micros, a.debt_micros) into strict v_paid;
+    if v_paid > 0 then
+      insert into public.credit_transactions
+        (user_id, type, amount_micros, spendable_micros, debt_micros, system_account, idempotency_key, reason, actor,
+         request_id)
+      values (p_hold.user_id, 'adjustment', 0, -v_paid, v_paid, 'spent', 'hold:' || p_hold.id,
+              'What a call did not need pays a debt', 'credits', p_request_id);
+      perform doorkey.spend_lots(p_hold.user_id, v_paid);
+    end if;
   end if;
   update doorkey.credit_holds as h set state = p_state, held_micros = 0, closed_at = now() where h.id = p_hold.id;
   perform doorkey.follow_key(p_hold.user_id, p_hold.key_hash);
@@ -460,7 +485,8 @@ as $$
 declare
   v_hold doorkey.credit_holds;
 begin
-  v_hold := doorkey.lock_hold(p_user_id, p_hold_id);
+  perform doorkey.lock_hold(p_user_id, p_hold_id);
+  select * into strict v_hold from doorkey.credit_holds as h where h.id = p_hold_id;
   if v_hold.state = 'open' then
     perform doorkey.close_hold(v_hold, 'released', p_request_id);
     return 'released';

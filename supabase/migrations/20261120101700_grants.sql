@@ -67,13 +67,11 @@ begin
      where g.user_id = p_user_id and g.left_transaction_id is null and g.taken_micros > 0
      order by t.id
   loop
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    values (p_user_id, v_leaving.type, -v_leaving.taken_micros, 'left:' || v_leaving.id, v_leaving.reason,
-            v_leaving.actor, v_leaving.request_id)
+    insert into public.credit_transactions
+      (user_id, type, amount_micros, leaving_micros, system_account, idempotency_key, reason, actor, request_id)
+    values (p_user_id, v_leaving.type, -v_leaving.taken_micros, -v_leaving.taken_micros, doorkey.end_of(v_leaving.type),
+            'left:' || v_leaving.id, v_leaving.reason, v_leaving.actor, v_leaving.request_id)
     returning id into v_id;
-    insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-    values (v_id, 'leaving', -v_leaving.taken_micros),
-           (v_id, doorkey.end_of(v_leaving.type), v_leaving.taken_micros);
     update doorkey.credit_takings as g set left_transaction_id = v_id where g.transaction_id = v_leaving.id;
   end loop;
 end
@@ -81,10 +79,10 @@ $$;
 revoke all on function doorkey.post_out_leaving(uuid) from public, anon, authenticated, service_role;
 
 -- Where credits end that are taken: what has had its time is expired, all else goes back to where it came from.
-create or replace function doorkey.end_of(p_type text) returns doorkey.ledger_account
+create or replace function doorkey.end_of(p_type text) returns doorkey.system_account
 language sql immutable security definer set search_path = ''
 as $$
-  select case when p_type in ('expiry', 'renewal') then 'expired' else 'granted' end::doorkey.ledger_account;
+  select case when p_type in ('expiry', 'renewal') then 'expired' else 'granted' end::doorkey.system_account;
 $$;
 revoke all on function doorkey.end_of(text) from public, anon, authenticated, service_role;
 
@@ -116,8 +114,11 @@ begin
     taken_micros := case when v_becomes_debt then taken_micros else v_from_lot end;
   end if;
   owed_micros := case when v_becomes_debt then p_amount_micros - taken_micros else 0 end;
-  insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-  values (p_user_id, p_type, -owed_micros, p_idempotency_key, p_reason, p_actor, p_request_id)
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, spendable_micros, leaving_micros, debt_micros, system_account, idempotency_key, reason,
+     actor, request_id)
+  values (p_user_id, p_type, -owed_micros, -taken_micros, taken_micros, -owed_micros, doorkey.end_of(p_type),
+          p_idempotency_key, p_reason, p_actor, p_request_id)
   on conflict on constraint credit_transactions_once do nothing
   returning id into transaction_id;
   if transaction_id is null then
@@ -134,11 +135,6 @@ begin
     owed_micros := v_known.owed_micros;
     return;
   end if;
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select transaction_id, e.account, e.amount
-    from (values ('available'::doorkey.ledger_account, -taken_micros), ('leaving', taken_micros),
-                 ('debt', -owed_micros), (doorkey.end_of(p_type), owed_micros)) as e (account, amount)
-   where e.amount <> 0;
   update doorkey.credit_lots as l
      set remaining_micros = l.remaining_micros - v_from_lot, withdrawn_micros = l.withdrawn_micros + v_from_lot
    where l.id = p_lot_id;
@@ -152,17 +148,25 @@ $$;
 revoke all on function doorkey.take_credits(uuid, text, bigint, text, text, text, text, bigint)
   from public, anon, authenticated, service_role;
 
--- What was available to the user right after this transaction. Their account is locked by the caller. Told backwards from
--- now: whoever asks again asks soon.
+-- What an operator was answered, to answer it again.
+create table if not exists doorkey.posting_answers (
+  transaction_id bigint primary key references public.credit_transactions (id),
+  available_after_micros bigint not null check (available_after_micros >= 0)
+);
+alter table doorkey.posting_answers enable row level security;
+revoke all on table doorkey.posting_answers from public, anon, authenticated, service_role;
+
+-- What was available to the user right after this transaction: now, if it was posted now. Their account is locked by the
+-- caller.
 create or replace function doorkey.available_after(p_user_id uuid, p_transaction_id bigint) returns bigint
-language sql stable security definer set search_path = ''
+language plpgsql security definer set search_path = ''
 as $$
-  select a.available_micros - coalesce((
-           select sum(e.amount_micros)
-             from public.credit_transactions as t
-             join doorkey.ledger_entries as e on e.transaction_id = t.id and e.account = 'available'
-            where t.user_id = p_user_id and t.id > p_transaction_id), 0)::bigint
-    from public.credit_accounts as a where a.user_id = p_user_id;
+begin
+  insert into doorkey.posting_answers (transaction_id, available_after_micros)
+  select p_transaction_id, a.available_micros from public.credit_accounts as a where a.user_id = p_user_id
+  on conflict (transaction_id) do nothing;
+  return (select r.available_after_micros from doorkey.posting_answers as r where r.transaction_id = p_transaction_id);
+end
 $$;
 revoke all on function doorkey.available_after(uuid, bigint) from public, anon, authenticated, service_role;
 
@@ -322,7 +326,7 @@ begin
     'transaction_id', v_id, 'reverses_transaction_id', p_transaction_id, 'amount_micros', -v_amount, 'reason', p_reason,
     'available_before_micros', v_before.available_micros, 'available_after_micros', v_after.available_micros,
     'debt_before_micros', v_before.debt_micros, 'debt_after_micros', v_after.debt_micros));
-  return query select v_id, v_after.available_micros, v_owed;
+  return query select v_id, doorkey.available_after(v_lot.user_id, v_id), v_owed;
 end
 $$;
 revoke all on function doorkey.reverse_transaction(bigint, text, text, text, text)

@@ -17,7 +17,7 @@ as $$
          (l.remaining_micros - least(l.remaining_micros, greatest(
             a.held_micros - (sum(l.remaining_micros) over turn - l.remaining_micros), 0)))::bigint
     from doorkey.credit_lots as l join public.credit_accounts as a on a.user_id = l.user_id
-   where l.user_id = any (p_user_ids) and l.remaining_micros > 0
+   where l.user_id = any (p_user_ids) and not l.is_empty
   window turn as (partition by l.user_id order by l.priority, l.expires_at nulls last, l.id);
 $$;
 revoke all on function doorkey.unheld_of_lots(uuid[]) from public, anon, authenticated, service_role;
@@ -71,20 +71,16 @@ as $$
       from (select * from kept order by lot_id) as k
   ), posted as (
     insert into public.credit_transactions
-      (id, user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
+      (id, user_id, type, amount_micros, spendable_micros, leaving_micros, system_account, idempotency_key, reason, actor,
+       request_id)
     overriding system value
-    select g.id, g.user_id, p_type, case when g.is_out then -g.micros else 0 end, g.key, p_reason, p_actor, p_request_id
+    select g.id, g.user_id, p_type, case when g.is_out then -g.micros else 0 end, -g.micros,
+           case when g.is_out then 0 else g.micros end, (select doorkey.end_of(p_type)), g.key, p_reason, p_actor,
+           p_request_id
       from going as g
-  ), noted as (
-    insert into doorkey.credit_takings (transaction_id, user_id, lot_id, asked_micros, taken_micros)
-    select g.id, g.user_id, g.lot_id, g.micros, g.micros from going as g where not g.is_out
   )
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select g.id, e.account, e.amount
-    from going as g
-   cross join lateral (values ('available'::doorkey.ledger_account, -g.micros),
-                              (case when g.is_out then (select doorkey.end_of(p_type)) else 'leaving' end, g.micros))
-           as e (account, amount);
+  insert into doorkey.credit_takings (transaction_id, user_id, lot_id, asked_micros, taken_micros)
+  select g.id, g.user_id, g.lot_id, g.micros, g.micros from going as g where not g.is_out;
 $$;
 revoke all on function doorkey.take_from_lots(bigint[], bigint[], text, text, text, text)
   from public, anon, authenticated, service_role;
@@ -94,22 +90,18 @@ create or replace function doorkey.post_out_leaving_of(p_user_ids uuid[]) return
 language sql security definer set search_path = ''
 as $$
   with posted as (
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    select t.user_id, t.type, -g.taken_micros, 'left:' || t.id, t.reason, t.actor, t.request_id
+    insert into public.credit_transactions
+      (user_id, type, amount_micros, leaving_micros, system_account, idempotency_key, reason, actor, request_id)
+    select t.user_id, t.type, -g.taken_micros, -g.taken_micros, doorkey.end_of(t.type), 'left:' || t.id, t.reason, t.actor,
+           t.request_id
       from doorkey.credit_takings as g join public.credit_transactions as t on t.id = g.transaction_id
      where g.user_id = any (p_user_ids) and g.left_transaction_id is null and g.taken_micros > 0
        and not doorkey.is_limit_to_be_lowered(g.user_id)
      order by t.id
-    returning id, type, amount_micros, idempotency_key
-  ), marked as (
-    update doorkey.credit_takings as g set left_transaction_id = p.id
-      from posted as p where g.transaction_id = split_part(p.idempotency_key, ':', 2)::bigint
+    returning id, idempotency_key
   )
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select p.id, e.account, e.amount
-    from posted as p
-   cross join lateral (values ('leaving'::doorkey.ledger_account, p.amount_micros),
-                              (doorkey.end_of(p.type), -p.amount_micros)) as e (account, amount);
+  update doorkey.credit_takings as g set left_transaction_id = p.id
+    from posted as p where g.transaction_id = split_part(p.idempotency_key, ':', 2)::bigint;
 $$;
 revoke all on function doorkey.post_out_leaving_of(uuid[]) from public, anon, authenticated, service_role;
 
@@ -188,29 +180,23 @@ begin
     from before as b cross join (select count(*) from noted) as n;
 
   with granted as (
-    insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor, request_id)
-    select a.user_id, 'renewal', p.credits_per_period_micros, format('period:%s:%s', a.user_id, a.period_number),
-           'Allowance of ' || p.name, p_actor, p_request_id
-      from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
+    insert into public.credit_transactions
+      (user_id, type, amount_micros, spendable_micros, debt_micros, system_account, idempotency_key, reason, actor, request_id)
+    select a.user_id, 'renewal', p.credits_per_period_micros, p.credits_per_period_micros - o.micros, o.micros, 'granted',
+           format('period:%s:%s', a.user_id, a.period_number), 'Allowance of ' || p.name, p_actor, p_request_id
+      from public.credit_accounts as a
+      join public.plans as p on p.id = a.plan_id
+     cross join lateral (select least(a.debt_micros, p.credits_per_period_micros) as micros) as o
      where a.user_id = any (v_begun) and p.credits_per_period_micros > 0
     -- Never twice for one period, whatever happens to the account.
     on conflict on constraint credit_transactions_once do nothing
-    returning id, user_id, amount_micros
-  ), priced as materialized (
-    select g.*, a.period_ends_at, least(a.debt_micros, g.amount_micros) as owed_micros
-      from granted as g join public.credit_accounts as a on a.user_id = g.user_id
-  ), lots as (
-    insert into doorkey.credit_lots
-      (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at, is_allowance)
-    -- Spent after the welcome, which expires too, and before what was paid for.
-    select g.user_id, g.id, g.amount_micros, g.amount_micros - g.owed_micros, 75, g.period_ends_at, true from priced as g
+    returning id, user_id, amount_micros, spendable_micros
   )
-  insert into doorkey.ledger_entries (transaction_id, account, amount_micros)
-  select g.id, e.account, e.amount
-    from priced as g
-   cross join lateral (values ('available'::doorkey.ledger_account, g.amount_micros - g.owed_micros),
-                              ('debt', g.owed_micros), ('granted', -g.amount_micros)) as e (account, amount)
-   where e.amount <> 0;
+  insert into doorkey.credit_lots
+    (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at, is_allowance)
+  -- Spent after the welcome, which expires too, and before what was paid for.
+  select g.user_id, g.id, g.amount_micros, g.spendable_micros, 75, a.period_ends_at, true
+    from granted as g join public.credit_accounts as a on a.user_id = g.user_id;
 
   -- After the grant: what the new allowance makes up for need not wait for the key.
   perform doorkey.take_from_lots(v_lots, v_amounts, 'expiry', 'End of the period', p_actor, p_request_id);
@@ -290,7 +276,7 @@ begin
     update doorkey.credit_lots as l set expires_at = d.ends_at
       from due as d
      where d.is_untouched and l.user_id = d.user_id and l.is_allowance and l.expires_at = d.ended_at
-       and l.remaining_micros > 0
+       and not l.is_empty
   ), noted as (
     -- Periods that passed without anybody renewing them bring nothing afterwards.
     select doorkey.write_audit('sweep', 'periods.skipped', d.user_id, p_request_id, jsonb_build_object(
@@ -335,7 +321,7 @@ begin
   select array_agg(distinct d.user_id) into v_users from (
     select a.user_id
       from doorkey.credit_lots as l join public.credit_accounts as a on a.user_id = l.user_id
-     where l.remaining_micros > 0 and l.expires_at <= now()
+     where not l.is_empty and l.expires_at <= now()
        and not (l.is_allowance and l.expires_at is not distinct from a.period_ends_at)
        and (a.held_micros = 0 or exists (
          select from doorkey.unheld_of_lots(array[a.user_id]) as f where f.lot_id = l.id and f.unheld_micros > 0))

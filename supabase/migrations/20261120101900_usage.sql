@@ -120,7 +120,7 @@ as $$
   select coalesce(sum(h.amount_micros), 0) / p_markup
     from doorkey.credit_holds as h
    where h.key_hash = p_key_hash
-     and (h.state = 'open' or (h.state = 'expired' and h.closed_at > now() - doorkey.late_receipt_time()));
+     and (h.state = 'open' or (h.state = 'expired' and h.settled_at is null and h.closed_at > now() - doorkey.late_receipt_time()));
 $$;
 revoke all on function doorkey.cost_in_flight(text, numeric) from public, anon, authenticated, service_role;
 
@@ -322,11 +322,14 @@ begin
   v_back := greatest(ceil(-v_carried), 0);
   v_receivable := least(v_back, v_account.receivable_micros);
   v_paid := least(v_back - v_receivable, v_account.debt_micros);
-  v_id := doorkey.post_use(
-    p_user_id, 'adjustment', format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
-    'A receipt came for what was charged without one', p_request_id, null, null,
-    v_back - v_receivable - v_paid, 0, v_paid, v_receivable)
-    from doorkey.key_usage as u where u.key_hash = p_key_hash;
+  insert into public.credit_transactions
+    (user_id, type, amount_micros, spendable_micros, debt_micros, receivable_micros, system_account, remainder_micros,
+     idempotency_key, reason, actor, request_id)
+  select p_user_id, 'adjustment', v_back, v_back - v_receivable - v_paid, v_paid, v_receivable, 'spent',
+         v_carried + v_back, format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
+         'A receipt came for what was charged without one', 'credits', p_request_id
+    from doorkey.key_usage as u where u.key_hash = p_key_hash
+  returning id into strict v_id;
   if v_back > v_receivable then
     -- They end as the lot does that was spent from last; where that is over, or none, they don't.
     insert into doorkey.credit_lots (user_id, transaction_id, amount_micros, remaining_micros, priority, expires_at)
@@ -337,7 +340,6 @@ begin
          where o.user_id = p_user_id and o.remaining_micros < o.amount_micros and coalesce(o.expires_at > now(), true)
          order by o.priority desc, o.expires_at desc nulls first, o.id desc limit 1) as l on true;
   end if;
-  update public.credit_accounts as a set remainder_micros = v_carried + v_back where a.user_id = p_user_id;
   update doorkey.key_usage as u
      set unseen_micros = u.unseen_micros - p_cost_micros,
          unseen_returned_micros = u.unseen_returned_micros + p_cost_micros
@@ -384,7 +386,7 @@ begin
   -- A call that was in flight when U was read need not be in it.
   v_surplus := least(v_usage.unseen_micros, -v_difference - (
     select coalesce(sum(h.cost_micros), 0) from doorkey.credit_holds as h
-     where h.key_hash = p_key_hash and h.settled_at > v_usage.read_at
+     where h.key_hash = p_key_hash and h.state = 'settled' and h.settled_at > v_usage.read_at
        and h.closed_at > v_usage.read_at - doorkey.late_receipt_time()));
   if v_difference > c_tolerance then
     v_moved := v_difference - doorkey.cost_in_flight(p_key_hash, p.markup)

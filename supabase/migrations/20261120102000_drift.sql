@@ -45,8 +45,8 @@ begin
     select sum(coalesce(h.cost_micros, h.amount_micros / p_markup)) into v_allowed
       from doorkey.credit_holds as h
      where h.key_hash = p_key_hash and h.created_at < v_until
-       and (h.settled_at >= v_until or h.state = 'open'
-            or (h.state <> 'released' and h.settled_at is null
+       and ((h.state = 'settled' and h.settled_at >= v_until) or h.state = 'open'
+            or (h.state = 'expired' and h.settled_at is null
                 and h.closed_at > v_until - doorkey.late_receipt_time()));
     v_allowed := coalesce(v_allowed, 0);
     -- Read, and not charged yet: the account was busy. (Receipts since then are charged, and U may not have them.)
@@ -54,7 +54,7 @@ begin
       select greatest(v_usage.reported_micros - k.charged_cost_micros + coalesce(sum(h.cost_micros), 0), 0)
         into v_uncharged
         from public.openrouter_user_keys as k
-        left join doorkey.credit_holds as h on h.key_hash = k.key_hash and h.settled_at > v_usage.read_at
+        left join doorkey.credit_holds as h on h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at > v_usage.read_at
        where k.key_hash = p_key_hash group by k.charged_cost_micros;
     end if;
     return case when p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'

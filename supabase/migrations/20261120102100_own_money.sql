@@ -10,7 +10,7 @@ set local statement_timeout = '60s';
 create or replace function doorkey.transaction_types() returns text[]
 language sql immutable parallel safe set search_path = ''
 as $$
-  select array['purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal', 'hold', 'release'];
+  select array['purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal'];
 $$;
 revoke all on function doorkey.transaction_types() from public, anon, authenticated, service_role;
 

@@ -35,14 +35,13 @@ as $$
           from doorkey.unheld_costs as x where x.key_hash = k.key_hash) as n
       where k.user_id = a.user_id) as k
    cross join lateral (values
-     ('available', a.available_micros, 0),
-     ('held', a.held_micros, 0),
+     ('available', a.available_micros, -coalesce(k.held, 0)),
      ('leaving', a.leaving_micros, 0),
      ('debt', a.debt_micros, 0),
      ('receivable', a.receivable_micros, 0),
-     ('open holds', k.held, 0),
+     ('held', a.held_micros, k.held),
      ('lots', (select sum(l.remaining_micros) from doorkey.credit_lots as l
-                where l.user_id = a.user_id and l.remaining_micros > 0), 0),
+                where l.user_id = a.user_id and not l.is_empty), 0),
      ('takings', (select sum(g.taken_micros) from doorkey.credit_takings as g
                    where g.user_id = a.user_id and g.left_transaction_id is null and g.taken_micros > 0), 0),
      ('spent in the period', a.period_spent_micros, 0),
@@ -54,31 +53,23 @@ as $$
 $$;
 revoke all on function doorkey.open_books(uuid[]) from public, anon, authenticated, service_role;
 
--- These transactions, each with what its entries come to, its receipt and its lot. Looked up one by one, by their keys:
+-- These transactions, each with what it moves, its receipt and its lot. Looked up one by one, by their keys:
 -- joined, whole tables might be read for a page. spent: what its receipt says was charged; null: it has none.
 create or replace function doorkey.add_up(p_transaction_ids bigint[])
 returns table (
-  transaction_id bigint, user_id uuid, amount_micros bigint, total numeric, own numeric, available numeric, held numeric,
+  transaction_id bigint, user_id uuid, amount_micros bigint, own numeric, spendable numeric,
   leaving numeric, debt numeric, receivable numeric, spent numeric, charged_micros bigint, cost_micros numeric,
   price_micros numeric, lot_micros bigint, is_return boolean
 )
 language sql stable security definer set search_path = ''
 as $$
-  select t.id, t.user_id, t.amount_micros, e.total, e.own, e.available, e.held, e.leaving, e.debt, e.receivable, e.spent,
+  select t.id, t.user_id, t.amount_micros,
+         t.spendable_micros + t.leaving_micros + t.debt_micros + t.receivable_micros, t.spendable_micros, t.leaving_micros,
+         t.debt_micros, t.receivable_micros, case t.system_account when 'spent' then -t.amount_micros else 0 end,
          coalesce(h.charged_micros, c.charged_micros), h.cost_micros, h.price_micros, l.amount_micros,
          starts_with(t.idempotency_key, 'unseen:returned:')
     from unnest(p_transaction_ids) as i (id)
    cross join lateral (select * from public.credit_transactions as x where x.id = i.id limit 1) as t
-   cross join lateral (
-     select coalesce(sum(x.amount_micros), 0) as total,
-            coalesce(sum(x.amount_micros) filter (where x.account not in ('granted', 'spent', 'expired')), 0) as own,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'available'), 0) as available,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'held'), 0) as held,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'leaving'), 0) as leaving,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'debt'), 0) as debt,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'receivable'), 0) as receivable,
-            coalesce(sum(x.amount_micros) filter (where x.account = 'spent'), 0) as spent
-       from doorkey.ledger_entries as x where x.transaction_id = i.id) as e
     left join lateral (
       select * from doorkey.credit_holds as x
        where t.type = 'usage' and x.user_id = t.user_id and x.state = 'settled'
@@ -173,16 +164,16 @@ begin
         join (select distinct o.user_id, o.last_transaction_id, o.period_after_id from opened as o) as o on o.user_id = a.user_id
        where a.transaction_id <= o.last_transaction_id
     ), sums as (
-      select c.user_id, sum(c.available) as available, sum(c.held) as held, sum(c.leaving) as leaving,
+      select c.user_id, sum(c.spendable) as spendable, sum(c.leaving) as leaving,
              sum(c.debt) as debt, sum(c.receivable) as receivable, sum(c.cost_micros) as cost,
              coalesce(sum(c.price_micros), 0) - sum(c.spent) as uncharged,
              sum(c.spent) filter (where c.is_of_period) as spent_in_period
         from counted as c group by c.user_id
     ), figures as materialized (
       select o.user_id, o.last_transaction_id, o.period_after_id, o.what, o.stored, o.computed + coalesce(
-               case o.what when 'available' then s.available when 'held' then s.held when 'leaving' then s.leaving
+               case o.what when 'available' then s.spendable when 'leaving' then s.leaving
                            when 'debt' then -s.debt when 'receivable' then -s.receivable
-                           when 'open holds' then s.held when 'lots' then s.available + s.held
+                           when 'lots' then s.spendable
                            when 'takings' then s.leaving when 'spent in the period' then s.spent_in_period
                            when 'remainder' then s.uncharged when 'cost of the keys' then s.cost end, 0) as computed
         from opened as o left join sums as s on s.user_id = o.user_id
@@ -193,7 +184,6 @@ begin
       select t.user_id, t.transaction_id, c.what, c.stored, c.computed
         from counted as t
        cross join lateral (values
-         ('sum of entries', t.total, 0),
          ('amount', t.amount_micros, t.own),
          -- Only what is used is spent, for a receipt; what is given back is a part of one.
          ('charges', coalesce(t.charged_micros, case when t.is_return then -t.amount_micros else 0 end), t.spent),

@@ -181,7 +181,9 @@ MUTATIONS = (
         (
             InSql("doorkey.settle_hold", "v_hold.state = 'settled'", "false"),
             InSql(
-                "doorkey.post_charge", "p_type, p_idempotency_key,", "p_type, p_idempotency_key || clock_timestamp(),"
+                "doorkey.post_charge",
+                "charged_micros, p_idempotency_key,",
+                "charged_micros, p_idempotency_key || clock_timestamp(),",
             ),
         ),
     ),

@@ -54,7 +54,7 @@ select a.*, p.markup, p.is_uncapped,
 _UNBALANCED = """
 select t.user_id, t.id from public.credit_transactions as t
   left join doorkey.ledger_entries as e on e.transaction_id = t.id
- group by t.id having sum(e.amount_micros) is distinct from 0 or count(*) < 2
+ group by t.id having coalesce(sum(e.amount_micros), 0) <> 0 or count(e.account) = 1
 """
 _RECORDED_TWICE = """
 select user_id, action, detail ->> 'attempt' as attempt from doorkey.audit_log

@@ -32,6 +32,9 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
     "doorkey": ("authenticated", "service_role"),
 }
 
+# Which of the tables are views.
+VIEWS = {"doorkey.ledger_entries", "doorkey.user_wishes"}
+
 # Who may read the whole table. Nobody may write any, but for INSERTS below.
 TABLES: dict[str, tuple[str, ...]] = {
     "public.plans": ("anon", "authenticated", "service_role"),
@@ -42,6 +45,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "doorkey.settings": (),
     "doorkey.audit_log": (),
     "doorkey.ledger_entries": (),
+    "doorkey.user_wishes": (),
+    "doorkey.posting_answers": (),
     "doorkey.credit_lots": (),
     "doorkey.credit_holds": (),
     "doorkey.credit_takings": (),
@@ -259,7 +264,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 
 # Types are everybody's by default; without a way to a value of theirs that is no way in.
 TYPES: dict[str, tuple[str, ...]] = {
-    "doorkey.ledger_account": ("public",),
+    "doorkey.system_account": ("public",),
     "doorkey.provisioning_state": ("public",),
     "doorkey.provisioning_claim": ("public",),
     "doorkey.key_action": ("public",),

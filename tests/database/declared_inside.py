@@ -4,7 +4,7 @@ from __future__ import annotations
 
 INSIDE = (
     "doorkey.applied_migrations()",
-    "doorkey.apply_entries()",
+    "doorkey.apply_transaction()",
     "doorkey.backfill_ceiling()",
     "doorkey.backfill_room()",
     "doorkey.begin_periods(uuid[], text, text)",
@@ -68,7 +68,6 @@ INSIDE = (
     "doorkey.next_transactions(credit_transactions, uuid[], integer)",
     "doorkey.post_grant(uuid, text, bigint, text, text, text, timestamp with time zone, smallint, text)",
     "doorkey.post_charge(uuid, numeric, bigint, bigint, text, text, text, text, text, text)",
-    "doorkey.post_use(uuid, text, text, text, text, text, text, bigint, bigint, bigint, bigint)",
     "doorkey.profile_id_is_user_id()",
     "doorkey.refuse_rewriting()",
     "doorkey.ring(uuid, text)",
@@ -86,10 +85,8 @@ INSIDE = (
     "doorkey.is_limit_to_be_lowered(uuid)",
     "doorkey.is_posted(text, text)",
     "doorkey.lower_key(uuid, text)",
-    "doorkey.price_of(plans, numeric, bigint)",
     "doorkey.post_out_leaving(uuid)",
     "doorkey.take_credits(uuid, text, bigint, text, text, text, text, bigint)",
-    "doorkey.usable_key(uuid, text)",
     "doorkey.want(uuid)",
     "doorkey.want_of(uuid[])",
     "doorkey.welcome(uuid, text, text)",

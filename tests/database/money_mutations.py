@@ -57,15 +57,13 @@ MUTATIONS = (
     Mutation(
         "an entry is missing",
         ("entries sum to zero",),
-        (
-            Piece("apply_entries", "v_moved.total <> 0\n       or", ""),
-            Piece("take_credits", ", (doorkey.end_of(p_type), owed_micros)", ""),
-        ),
+        (Piece("take_credits", "p_type, -owed_micros, -taken_micros,", "p_type, 0, -taken_micros,"),),
+        "alter table public.credit_transactions drop constraint entries_sum_to_zero",
     ),
     Mutation(
         "a balance is not moved",
         ("balances are the sums of their entries",),
-        (Piece("apply_entries", "c.leaving_micros + v_moved.leaving", "c.leaving_micros"),),
+        (Piece("apply_transaction", "c.leaving_micros + new.leaving_micros", "c.leaving_micros"),),
         # Or it would stop itself.
         "alter table public.credit_accounts drop constraint credit_accounts_leaving_micros_check",
     ),
@@ -115,7 +113,7 @@ MUTATIONS = (
         ("nothing is negative", FAULT),
         (Piece("reserve_credits", "if v_account.available_micros < v_held then", "if false then"),),
         """alter table public.credit_accounts drop constraint credit_accounts_available_micros_check;
-           alter table doorkey.credit_holds drop constraint credit_holds_available_after_micros_check""",
+           alter table doorkey.credit_holds drop constraint amounts_are_possible""",
     ),
     Mutation(
         "who owes is given credits all the same",
@@ -140,12 +138,12 @@ MUTATIONS = (
     Mutation(
         "a fraction is forgotten",
         ("every cost is charged once",),
-        (Piece("post_charge", "set remainder_micros = v_carried - charged_micros", "set remainder_micros = 0"),),
+        (Piece("post_charge", "v.carried_micros - charged_micros, p_idempotency_key", "0, p_idempotency_key"),),
     ),
     Mutation(
         "tokens have no price",
         ("every cost is charged once",),
-        (Piece("price_of", "and p_tokens is not null", "and false"),),
+        (Piece("post_charge", "and p_tokens is not null", "and false"),),
     ),
     Mutation(
         "a key is not charged its calls",
@@ -255,6 +253,10 @@ MUTATIONS = (
     Mutation(
         "an account is not locked",
         (FAULT, REPEATED, "nothing is negative", "lots are what is available or held"),
-        (Piece("lock_account", " for no key update", ""),),
+        (
+            Piece("lock_account", " for no key update", ""),
+            Piece("reserve_credits", " for no key update", ""),
+            Piece("settle_hold", "for no key update of a", ""),
+        ),
     ),
 )

@@ -106,6 +106,8 @@ async def test_every_table_has_row_level_security(database: Database) -> None:
     assert tables == [], "a grant by mistake should still show nothing: enable row level security"
     others = await database.rows(
         f"select oid::regclass::text as name from pg_class where relnamespace in {OURS} and relkind in ('v', 'm', 'f')"
+        # Read with the rights of whoever asks: row by row what the tables behind it show them.
+        " and not (relkind = 'v' and 'security_invoker=true' = any (reloptions))"
     )
     assert others == [], "row level security doesn't cover views and the like: say here why this one is safe"
 

@@ -146,14 +146,15 @@ async def test_lots_are_spent_by_priority_then_expiry_then_id(credit_doors: Cred
         assert [left[name] for name in order] == [min(10, max(0, 10 * (place + 1) - spent)) for place in range(5)]
 
 
-async def test_the_ledger_says_which_call_it_was(credit_doors: Credits, user_id: uuid.UUID) -> None:
+async def test_the_ledger_hears_of_a_call_when_it_is_charged_and_says_which_it_was(
+    credit_doors: Credits, user_id: uuid.UUID
+) -> None:
     hold_id = (await credit_doors.reserve(user_id, 300))["hold_id"]
     await credit_doors.settle(hold_id, 120)
     rows = await credit_doors.database.rows(
         "select type, amount_micros, provider, model from public.credit_transactions where type <> 'bonus' order by id"
     )
     assert [tuple(row.values()) for row in rows] == [
-        ("hold", 0, None, None),
         ("usage", -120, "a provider", "a/model"),
     ]
 

@@ -14,16 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.databases import Connection, Database
+from tests.support.databases import Database
 from tests.support.doors import Doors, refused, wait_until_blocked
 
 CONNECTIONS = 16
 ROUNDS = 12
-OWN = ("available", "held", "leaving", "debt", "receivable")
+OWN = ("spendable", "leaving", "debt", "receivable")
 SYSTEM = ("granted", "spent", "expired")
-BALANCES = ", ".join(f"{name}_micros" for name in OWN)
-# What people owe is stored as a positive number.
-SIGN = {"available": 1, "held": 1, "leaving": 1, "debt": -1, "receivable": -1}
+# What is spendable and not held is available. What people owe is stored as a positive number.
+BALANCES = ("available", "held", "leaving", "debt", "receivable")
+SIGN = {"spendable": 1, "leaving": 1, "debt": -1, "receivable": -1}
+BALANCE_OF = {"spendable": "available"}
 
 numbers = itertools.count(1)
 
@@ -41,31 +42,23 @@ async def open_account(database: Database, user_id: uuid.UUID | None = None) -> 
     return user_id
 
 
-async def record(connection: Connection, user_id: uuid.UUID, amount_micros: int) -> int:
-    """A transaction without its entries."""
-    rows = await connection.execute(
-        """insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason, actor)
-           values (%s, 'adjustment', %s, %s, 'test', 'test') returning id""",
-        (user_id, amount_micros, f"t{next(numbers)}"),
-    )
-    return int((await rows.fetchall())[0]["id"])
-
-
 async def post(
-    database: Database, user_id: uuid.UUID, entries: dict[str, int], amount_micros: int | None = None
+    database: Database, user_id: uuid.UUID, entries: dict[str, int], amount_micros: int | None = None, **more: object
 ) -> int:
-    """A transaction with its entries, in one database transaction."""
-    own = sum(amount for account, amount in entries.items() if account in OWN)
-    async with database.connect(autocommit=False) as connection:
-        transaction_id = await record(connection, user_id, own if amount_micros is None else amount_micros)
-        await insert_entries(connection, transaction_id, entries)
-        await connection.commit()
-    return transaction_id
-
-
-async def insert_entries(connection: Connection, transaction_id: int, entries: dict[str, int]) -> None:
-    values = ", ".join(f"({transaction_id}, '{account}', {amount})" for account, amount in entries.items())
-    await connection.execute(f"insert into doorkey.ledger_entries values {values}")
+    """A transaction, by its entries."""
+    own = {f"{name}_micros": amount for name, amount in entries.items() if name in OWN}
+    row = {
+        "user_id": user_id, "type": "adjustment", "idempotency_key": f"t{next(numbers)}", "reason": "test",
+        "actor": "test", "amount_micros": sum(own.values()) if amount_micros is None else amount_micros,
+        "system_account": next((name for name in entries if name in SYSTEM), "granted"), **own, **more,
+    }  # fmt: skip
+    return int(
+        await database.value(
+            f"insert into public.credit_transactions ({', '.join(row)}) overriding system value"
+            f" values ({', '.join(['%s'] * len(row))}) returning id",
+            tuple(row.values()),
+        )
+    )
 
 
 async def grant(database: Database, user_id: uuid.UUID, amount_micros: int, key: str, reason: str = "Gift") -> int:
@@ -78,78 +71,109 @@ async def grant(database: Database, user_id: uuid.UUID, amount_micros: int, key:
 
 
 async def balances(database: Database, user_id: uuid.UUID) -> dict[str, int]:
-    (row,) = await database.rows(f"select {BALANCES} from public.credit_accounts where user_id = %s", (user_id,))
-    return {name: row[f"{name}_micros"] for name in OWN}
+    (row,) = await database.rows("select * from public.credit_accounts where user_id = %s", (user_id,))
+    return {name: row[f"{name}_micros"] for name in BALANCES}
 
 
 # -- entries ----------------------------------------------------------------------------------------------------------
 
 UNBALANCED = {
-    "one side": {"available": 5},
-    "more than was granted": {"available": 6, "granted": -5},
-    "another amount than the transaction says": {"available": 4, "granted": -4},
-    "the system's accounts only": {"granted": -5, "spent": 5},
+    "one side": ({}, 5),
+    "more than the transaction says": ({"spendable": 6}, 5),
+    "less than the transaction says": ({"spendable": 4}, 5),
+    "from one account to another, and not all of it": ({"spendable": -5, "leaving": 4}, 0),
 }
 
 
 @pytest.mark.parametrize("what", UNBALANCED)
 async def test_entries_that_do_not_balance_are_refused(database: Database, user_id: uuid.UUID, what: str) -> None:
-    with refused("P0001", "ledger_unbalanced"):
-        await post(database, user_id, UNBALANCED[what], amount_micros=5)
-    assert await balances(database, user_id) == dict.fromkeys(OWN, 0)
+    entries, amount = UNBALANCED[what]
+    with pytest.raises(psycopg.errors.CheckViolation, match="entries_sum_to_zero"):
+        await post(database, user_id, entries, amount)
+    assert await balances(database, user_id) == dict.fromkeys(BALANCES, 0)
 
 
-async def test_entries_of_one_transaction_come_in_one_statement(database: Database, user_id: uuid.UUID) -> None:
-    async with database.connect(autocommit=False) as connection:
-        transaction_id = await record(connection, user_id, 5)
-        with refused("P0001", "ledger_unbalanced"):
-            await insert_entries(connection, transaction_id, {"available": 5})
-    done = await post(database, user_id, {"available": 5, "granted": -5})
-    async with database.connect() as connection:
-        # Balanced in itself, and yet more than the transaction says.
-        with refused("P0001", "ledger_unbalanced"):
-            await insert_entries(connection, done, {"held": 5, "spent": -5})
+async def test_a_transaction_is_its_entries(database: Database, user_id: uuid.UUID) -> None:
+    entries = {"spendable": 5, "leaving": 3, "debt": -1, "receivable": -2, "granted": -5}
+    transaction_id = await post(database, user_id, entries)
+    rows = await database.rows("select * from doorkey.ledger_entries where transaction_id = %s", (transaction_id,))
+    assert {row["account"]: row["amount_micros"] for row in rows} == entries
+    assert await balances(database, user_id) == {
+        "available": 5, "held": 0, "leaving": 3, "debt": 1, "receivable": 2
+    }  # fmt: skip
+
+
+async def test_a_users_transactions_are_applied_in_the_order_of_their_numbers(
+    database: Database, user_id: uuid.UUID
+) -> None:
+    """Whoever reads them up to the account's last one has them all, and each once."""
+    earlier, last = [await post(database, user_id, {"spendable": 5}, id=number) for number in (1_000_002, 1_000_004)]
+    with refused("P0001", "ledger_out_of_order"):
+        await post(database, user_id, {"spendable": 5}, id=earlier + 1)
+    # Another user's are another order.
+    other = await open_account(database)
+    await post(database, other, {"spendable": 5}, id=earlier + 1)
+    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+        await post(database, uuid.uuid4(), {"spendable": 5}, id=last + 1)
+    assert [(await balances(database, whose))["available"] for whose in (user_id, other)] == [10, 5]
 
 
 async def test_one_statement_may_post_many_transactions_but_only_whole_ones(database: Database) -> None:
     users = [await open_account(database) for _ in range(3)]
-    for broken in (False, True):
-        async with database.connect(autocommit=False) as connection:
-            ids = [await record(connection, user_id, 5) for user_id in users]
-            values = [f"({i}, 'available', 5), ({i}, 'granted', -5)" for i in ids]
-            if broken:
-                values[1] = f"({ids[1]}, 'available', 5), ({ids[1]}, 'granted', -6)"
-            statement = f"insert into doorkey.ledger_entries values {', '.join(values)}"
-            if broken:
-                with refused("P0001", "ledger_unbalanced"):
-                    await connection.execute(statement)
-            else:
-                await connection.execute(statement)
-                await connection.commit()
+    statement = (
+        "insert into public.credit_transactions"
+        " (user_id, type, amount_micros, spendable_micros, system_account, idempotency_key, reason, actor)"
+        " select user_id, 'bonus', 5, case when user_id = %s then 6 else 5 end, 'granted', %s || user_id, 'r', 'test'"
+        " from public.credit_accounts"
+    )
+    await database.run(statement, (None, "a"))
+    with pytest.raises(psycopg.errors.CheckViolation, match="entries_sum_to_zero"):
+        await database.run(statement, (users[1], "b"))
     assert [(await balances(database, user_id))["available"] for user_id in users] == [5, 5, 5]
 
 
-@pytest.mark.parametrize("account", ["available", "held", "leaving"])
+@pytest.mark.parametrize("account", ["spendable", "leaving"])
 async def test_an_overdraft_is_refused_whole(database: Database, user_id: uuid.UUID, account: str) -> None:
+    balance = BALANCE_OF.get(account, account)
     await post(database, user_id, {account: 5, "granted": -5})
-    with pytest.raises(psycopg.errors.CheckViolation, match=f"{account}_micros"):
+    with pytest.raises(psycopg.errors.CheckViolation, match=f"{balance}_micros"):
         await post(database, user_id, {account: -6, "spent": 6})
-    assert (await balances(database, user_id))[account] == 5
+    assert (await balances(database, user_id))[balance] == 5
     assert await database.value("select count(*) from public.credit_transactions") == 1
 
 
+async def test_no_more_is_released_than_holds_keep(database: Database, user_id: uuid.UUID) -> None:
+    await post(database, user_id, {"spendable": 5, "granted": -5})
+    await database.run("update public.credit_accounts set available_micros = 2, held_micros = 3")
+    await post(database, user_id, {"spendable": -1, "spent": 1}, released_micros=2)
+    assert (await balances(database, user_id))["available"] == 3
+    with pytest.raises(psycopg.errors.CheckViolation, match="held_micros"):
+        await post(database, user_id, {"spendable": -1, "spent": 1}, released_micros=2)
+
+
 async def test_concurrent_spending_cannot_overdraw(database: Database, user_id: uuid.UUID) -> None:
-    await post(database, user_id, {"available": 5, "granted": -5})
-    spent = await asyncio.gather(
-        *(post(database, user_id, {"available": -1, "spent": 1}) for _ in range(CONNECTIONS)), return_exceptions=True
-    )
-    assert len([s for s in spent if isinstance(s, int)]) == 5
-    assert {type(s) for s in spent} == {int, psycopg.errors.CheckViolation}
+    """As every door does, each takes the account before its number is drawn."""
+    await post(database, user_id, {"spendable": 5, "granted": -5})
+
+    async def spend() -> None:
+        async with database.connect(autocommit=False) as connection:
+            await connection.execute("select doorkey.lock_account(%s)", (user_id,))
+            await connection.execute(
+                "insert into public.credit_transactions"
+                " (user_id, type, amount_micros, spendable_micros, system_account, idempotency_key, reason, actor)"
+                " values (%s, 'usage', -1, -1, 'spent', gen_random_uuid()::text, 'r', 'test')",
+                (user_id,),
+            )
+            await connection.commit()
+
+    spent = await asyncio.gather(*(spend() for _ in range(CONNECTIONS)), return_exceptions=True)
+    assert spent.count(None) == 5
+    assert {type(s) for s in spent} == {type(None), psycopg.errors.CheckViolation}
     assert (await balances(database, user_id))["available"] == 0
 
 
-@pytest.mark.parametrize("table", ["doorkey.ledger_entries", "public.credit_transactions"])
-async def test_nothing_in_the_ledger_is_rewritten(database: Database, user_id: uuid.UUID, table: str) -> None:
+async def test_nothing_in_the_ledger_is_rewritten(database: Database, user_id: uuid.UUID) -> None:
+    table = "public.credit_transactions"
     await grant(database, user_id, 5, "g")
     before = await database.rows(f"select * from {table}")
     for statement in (
@@ -178,18 +202,19 @@ async def test_balances_are_always_the_sums_of_the_entries(
     expected = dict.fromkeys(OWN, 0)
     for entries, system in steps:
         after = {name: expected[name] + SIGN[name] * entries.get(name, 0) for name in OWN}
-        own = sum(entries.values())
-        whole = entries | ({system: -own} if own else {})
+        whole = entries | {system: -sum(entries.values())}
         if min(after.values()) < 0:
             with pytest.raises(psycopg.errors.CheckViolation):
                 await post(database, user_id, whole)
         else:
             await post(database, user_id, whole)
             expected = after
-        assert await balances(database, user_id) == expected
+        assert await balances(database, user_id) == {"held": 0} | {
+            BALANCE_OF.get(name, name): amount for name, amount in expected.items()
+        }
     (sums,) = await database.rows(
         """select coalesce(sum(e.amount_micros), 0) as everything,
-                  coalesce(sum(e.amount_micros) filter (where e.account = any (%s::doorkey.ledger_account[])), 0) as own
+                  coalesce(sum(e.amount_micros) filter (where e.account = any (%s)), 0) as own
              from doorkey.ledger_entries as e join public.credit_transactions as t on t.id = e.transaction_id
             where t.user_id = %s""",
         (list(OWN), user_id),

@@ -37,8 +37,8 @@ async def post_many(database: Database, user_id: uuid.UUID, count: int = MANY) -
     """So many transactions from a minute before the other, of all types; three of a moment."""
     await database.run(
         """insert into public.credit_transactions
-             (user_id, type, amount_micros, idempotency_key, reason, actor, created_at)
-           select %s, (doorkey.transaction_types())[1 + n %% 9], 0, 'many:' || %s || n, 'r', 'a',
+             (user_id, type, amount_micros, system_account, idempotency_key, reason, actor, created_at)
+           select %s, (doorkey.transaction_types())[1 + n %% 7], 0, 'spent', 'many:' || %s || n, 'r', 'a',
                   timestamptz '2026-01-01' + (n / 3) * interval '1 minute'
              from generate_series(1, %s) as n""",
         (user_id, str(user_id), count),
@@ -148,9 +148,10 @@ async def charge(database: Database, user_id: uuid.UUID, at: str, model: str | N
     """A usage transaction of that moment."""
     await database.run(
         """insert into public.credit_transactions
-             (user_id, type, amount_micros, idempotency_key, reason, actor, model, created_at)
-           values (%s, 'usage', %s, gen_random_uuid()::text, 'r', 'a', %s, %s)""",
-        (user_id, -micros, model, at),
+             (user_id, type, amount_micros, spendable_micros, system_account, idempotency_key, reason, actor, model,
+              created_at)
+           values (%s, 'usage', %s, %s, 'spent', gen_random_uuid()::text, 'r', 'a', %s, %s)""",
+        (user_id, -micros, -micros, model, at),
     )
 
 

@@ -26,10 +26,10 @@ TRIED = {
     "granting": "select doorkey.grant_credits(%(me)s, 'bonus', 1000, 'mine', 'mine', 'me', null, 'r')",
     "granting without a trace": "select doorkey.post_grant(%(me)s, 'bonus', 1, 'm', 'm', 'me', null, 1::smallint, 'r')",
     "the welcome once more": "select doorkey.welcome(%(me)s, 'me', 'r')",
-    "a transaction": "insert into public.credit_transactions (user_id, type, amount_micros, idempotency_key, reason,"
-    " actor) values (%(me)s, 'bonus', 1000, 'mine', 'mine', 'me')",
+    "a transaction": "insert into public.credit_transactions (user_id, type, amount_micros, spendable_micros,"
+    " system_account, idempotency_key, reason, actor) values (%(me)s, 'bonus', 1, 1, 'granted', 'mine', 'mine', 'me')",
     "a lot": "update doorkey.credit_lots set remaining_micros = 1000000 where user_id = %(me)s",
-    "an entry": "insert into doorkey.ledger_entries values (1, 'available', 1000)",
+    "an entry": "update public.credit_transactions set spendable_micros = 1000 where user_id = %(me)s",
     "an account": "insert into public.credit_accounts (user_id, plan_id) values (%(me)s, 'trial')",
     "the plan": "update public.credit_accounts set plan_id = 'unlimited' where user_id = %(me)s",
     "what the plan allows": "update public.plans set is_uncapped = true",

@@ -227,8 +227,8 @@ async def test_what_the_new_allowance_makes_up_for_expires_in_one_posting(period
         " group by t.id order by t.id"
     )
     assert [(row["type"], row["entries"]) for row in postings] == [
-        ("renewal", {"available": STARTER, "granted": -STARTER}),
-        ("expiry", {"available": -15 * CREDIT, "expired": 15 * CREDIT}),
+        ("renewal", {"spendable": STARTER, "granted": -STARTER}),
+        ("expiry", {"spendable": -15 * CREDIT, "expired": 15 * CREDIT}),
     ]
     # Nobody takes back what expired.
     allowance = await periods.database.value("select min(transaction_id) from doorkey.credit_lots")

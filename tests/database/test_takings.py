@@ -55,7 +55,7 @@ async def test_what_is_taken_is_posted_out_when_the_key_cannot_spend_it_any_more
 ) -> None:
     posting = await credit_doors.post(user_id, -300)
     assert (posting["available_after_micros"], posting["owed_micros"]) == (CREDITS - 300, 0)
-    assert await entries(credit_doors.database, posting["transaction_id"]) == {"available": -300, "leaving": 300}
+    assert await entries(credit_doors.database, posting["transaction_id"]) == {"spendable": -300, "leaving": 300}
     assert await leaving(credit_doors, user_id) == 300
     claim = await doors.claimed(user_id)
     assert claim["limit_micros"] == (CREDITS - 300) // MARKUP

@@ -22,7 +22,7 @@ from tests.support.databases import MIGRATIONS, Database, Row
 from tests.support.doors import Doors, wait_until_blocked
 
 USAGE = {"unheld_costs", "key_usage", "key_usage_days", "welcomes"}
-INTERNAL = {"ledger_entries", "credit_lots", "credit_holds", "credit_takings", "plan_changes", "audit_log"} | USAGE
+INTERNAL = {"credit_lots", "credit_holds", "credit_takings", "posting_answers", "plan_changes", "audit_log"} | USAGE
 KEPT = {"plans", "credit_accounts", "credit_transactions", "openrouter_user_keys"} | INTERNAL
 BUSY_HOST = (
     HOSTS["stock"].setup

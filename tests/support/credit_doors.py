@@ -159,8 +159,7 @@ select b.user_id, r.rule, to_jsonb(b) as books
   from books as b cross join lateral (values
     ('entries sum to zero', b.entries = 0),
     ('balances are the sums of their entries',
-       b.available_micros = coalesce((b.by_account ->> 'available')::numeric, 0)
-       and b.held_micros = coalesce((b.by_account ->> 'held')::numeric, 0)
+       b.available_micros + b.held_micros = coalesce((b.by_account ->> 'spendable')::numeric, 0)
        and b.leaving_micros = coalesce((b.by_account ->> 'leaving')::numeric, 0)
        and b.debt_micros = -coalesce((b.by_account ->> 'debt')::numeric, 0)
        and b.receivable_micros = -coalesce((b.by_account ->> 'receivable')::numeric, 0)),

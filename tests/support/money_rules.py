@@ -179,20 +179,20 @@ def _check(found: Mapping[str, bool], detail: Row) -> None:
 def rules(book: Row, remote: Remote, known: Known) -> dict[str, bool]:
     """Every rule by its name, and whether it holds for this user."""
     sums: dict[str, int] = book["sums"]
-    available, held, leaving = (sums.get(name, 0) for name in ("available", "held", "leaving"))
+    held, leaving = book["open_holds"], sums.get("leaving", 0)
+    available = sums.get("spendable", 0) - held
     debt, receivable = -sums.get("debt", 0), -sums.get("receivable", 0)
     spendable = available + held - debt - Fraction(book["remainder_micros"])
     return {
         "entries sum to zero": book["unbalanced"] == 0 and sum(sums.values()) == 0,
         "balances are the sums of their entries": (
-            book["available_micros"],
-            book["held_micros"],
+            book["available_micros"] + book["held_micros"],
             book["leaving_micros"],
             book["debt_micros"],
             book["receivable_micros"],
         )
-        == (available, held, leaving, debt, receivable),
-        "held is what open holds keep": held == book["open_holds"],
+        == (sums.get("spendable", 0), leaving, debt, receivable),
+        "held is what open holds keep": book["held_micros"] == held,
         "lots are what is available or held": book["lots"] == available + held,
         "leaving is what was taken and has not left": leaving == book["takings"],
         "nothing is negative": min(available, held, leaving, debt, receivable) >= 0,
