@@ -216,9 +216,10 @@ create table "public"."openrouter_user_keys" (
   "confirm_at"            timestamp with time zone,
   "is_doubtful"           boolean                  not null default false,
   "deleted_at"            timestamp with time zone,
+  constraint "figures_are_possible"
+    check ((LEAST(limit_micros, reported_usage_micros, ((attempt - 1))::bigint, ((length(key_name) - 1))::bigint, ((200 - length(key_name)))::bigint) >= 0)),
   constraint "openrouter_user_keys_charged_cost_micros_check" check ((charged_cost_micros >= (0)::numeric)),
-  constraint "openrouter_user_keys_check1" check (((status = 'deleted'::text) = (deleted_at IS NOT NULL))),
-  constraint "openrouter_user_keys_check" check ((LEAST(limit_micros, reported_usage_micros, ((attempt - 1))::bigint, ((length(key_name) - 1))::bigint) >= 0)),
+  constraint "openrouter_user_keys_check" check (((status = 'deleted'::text) = (deleted_at IS NOT NULL))),
   constraint "openrouter_user_keys_key_hash_check" check ((key_hash ~ '^[0-9a-f]{64}$'::text)),
   constraint "openrouter_user_keys_pkey" primary key (key_hash),
   constraint "openrouter_user_keys_status_check" check ((status = ANY (ARRAY['active'::text, 'disabled'::text, 'deleted'::text])))
@@ -3036,8 +3037,8 @@ begin
     select sum(coalesce(h.cost_micros, h.amount_micros / p_markup)) into v_allowed
       from doorkey.credit_holds as h
      where h.key_hash = p_key_hash and h.created_at < v_until
-       and (h.settled_at >= v_until or h.state = 'open'
-            or (h.state <> 'released' and h.settled_at is null
+       and ((h.state = 'settled' and h.settled_at >= v_until) or h.state = 'open'
+            or (h.state = 'expired' and h.settled_at is null
                 and h.closed_at > v_until - doorkey.late_receipt_time()));
     v_allowed := coalesce(v_allowed, 0);
     -- Read, and not charged yet: the account was busy. (Receipts since then are charged, and U may not have them.)
@@ -3045,7 +3046,7 @@ begin
       select greatest(v_usage.reported_micros - k.charged_cost_micros + coalesce(sum(h.cost_micros), 0), 0)
         into v_uncharged
         from public.openrouter_user_keys as k
-        left join doorkey.credit_holds as h on h.key_hash = k.key_hash and h.settled_at > v_usage.read_at
+        left join doorkey.credit_holds as h on h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at > v_usage.read_at
        where k.key_hash = p_key_hash group by k.charged_cost_micros;
     end if;
     return case when p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'
@@ -3664,7 +3665,7 @@ create or replace function doorkey.cost_in_flight (
   select coalesce(sum(h.amount_micros), 0) / p_markup
     from doorkey.credit_holds as h
    where h.key_hash = p_key_hash
-     and (h.state = 'open' or (h.state = 'expired' and h.closed_at > now() - doorkey.late_receipt_time()));
+     and (h.state = 'open' or (h.state = 'expired' and h.settled_at is null and h.closed_at > now() - doorkey.late_receipt_time()));
 $function$;
 
 revoke all on function "doorkey"."cost_in_flight"(text, numeric) from public;
@@ -5151,7 +5152,7 @@ begin
   -- A call that was in flight when U was read need not be in it.
   v_surplus := least(v_usage.unseen_micros, -v_difference - (
     select coalesce(sum(h.cost_micros), 0) from doorkey.credit_holds as h
-     where h.key_hash = p_key_hash and h.settled_at > v_usage.read_at
+     where h.key_hash = p_key_hash and h.state = 'settled' and h.settled_at > v_usage.read_at
        and h.closed_at > v_usage.read_at - doorkey.late_receipt_time()));
   if v_difference > c_tolerance then
     v_moved := v_difference - doorkey.cost_in_flight(p_key_hash, p.markup)
