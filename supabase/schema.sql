@@ -113,6 +113,11 @@ create index credit_accounts_plan on public.credit_accounts using btree (plan_id
 create unique index credit_accounts_referral_code on public.credit_accounts using btree (referral_code)
   where (referral_code is not null);
 
+create trigger refuse_rewriting
+  before delete or truncate on public.credit_accounts
+  for each STATEMENT
+  execute function doorkey.refuse_rewriting();
+
 create policy "Users may read their own account" on "public"."credit_accounts"
   for select
   to "authenticated"
@@ -151,7 +156,6 @@ create table "public"."credit_transactions" (
   constraint "credit_transactions_reason_check" check (((length(reason) >= 1) AND (length(reason) <= 500))),
   constraint "credit_transactions_type_check"
     check ((type = ANY (ARRAY['purchase'::text, 'bonus'::text, 'refund'::text, 'adjustment'::text, 'usage'::text, 'expiry'::text, 'renewal'::text]))),
-  constraint "credit_transactions_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
   constraint "entries_sum_to_zero" check ((amount_micros = (((spendable_micros + leaving_micros) + debt_micros) + receivable_micros)))
 );
 
@@ -458,9 +462,6 @@ create index credit_holds_expiring on doorkey.credit_holds using btree (expires_
   where (state = 'open'::doorkey.hold_state);
 
 create index credit_holds_key on doorkey.credit_holds using btree (key_hash, state, settled_at, closed_at) include (cost_micros);
-
-create index credit_holds_settled on doorkey.credit_holds using btree (settled_at, key_hash)
-  where (state = 'settled'::doorkey.hold_state);
 
 -- doorkey.credit_lots
 
@@ -3934,20 +3935,27 @@ create or replace function doorkey.drift_report (
 declare
   v_from constant timestamptz := p_day::timestamp at time zone 'utc';
   v_until constant timestamptz := (p_day + 1)::timestamp at time zone 'utc';
+  v_after constant text := coalesce(p_after_key, '');
 begin
   if p_day is null or p_rows is null or p_rows not between 1 and 1000 then
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for a day, and for 1 to 1000 rows.';
   end if;
   return query
     with keys as (
-      select d.key_hash from doorkey.key_usage_days as d where d.day = p_day
+      (select d.key_hash from doorkey.key_usage_days as d
+        where d.day = p_day and d.key_hash > v_after order by d.key_hash limit p_rows)
       union
-      select c.key_hash from doorkey.unheld_costs as c where c.day = p_day
+      (select c.key_hash from doorkey.unheld_costs as c
+        where c.day = p_day and c.key_hash > v_after order by c.key_hash limit p_rows)
       union
-      select h.key_hash from doorkey.credit_holds as h
-       where h.state = 'settled' and h.settled_at >= v_from and h.settled_at < v_until
+      -- Key by key: all receipts of the day would be read again for each page.
+      (select k.key_hash from public.openrouter_user_keys as k
+        where k.key_hash > v_after and exists (
+          select from doorkey.credit_holds as h
+           where h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at >= v_from and h.settled_at < v_until)
+        order by k.key_hash limit p_rows)
     ), page as (
-      select k.key_hash from keys as k where k.key_hash > coalesce(p_after_key, '') order by k.key_hash limit p_rows
+      select k.key_hash from keys as k order by k.key_hash limit p_rows
     ), figures as (
       select g.key_hash, k.user_id, p.markup, coalesce(d.reported_micros, 0) as reported,
              coalesce(d.byok_micros, 0) as byok,

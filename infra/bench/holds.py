@@ -17,7 +17,7 @@ from infra.local import postgres
 from infra.local.scratch import ScratchServer
 
 PEOPLE = 1_000
-RUN_SECONDS = 5
+RUN_SECONDS = 10
 QUICK_RUN_SECONDS = 1
 PAIRS = 10
 # As many rows of branches: with one, its clients would wait for each other all the time.

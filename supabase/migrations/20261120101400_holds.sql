@@ -76,7 +76,6 @@ create index if not exists credit_holds_expiring on doorkey.credit_holds (expire
 -- millions.
 create index if not exists credit_holds_key on doorkey.credit_holds (key_hash, state, settled_at, closed_at)
   include (cost_micros);
-create index if not exists credit_holds_settled on doorkey.credit_holds (settled_at, key_hash) where state = 'settled';
 alter table doorkey.credit_holds enable row level security;
 revoke all on table doorkey.credit_holds from public, anon, authenticated, service_role;
 

@@ -85,20 +85,27 @@ as $$
 declare
   v_from constant timestamptz := p_day::timestamp at time zone 'utc';
   v_until constant timestamptz := (p_day + 1)::timestamp at time zone 'utc';
+  v_after constant text := coalesce(p_after_key, '');
 begin
   if p_day is null or p_rows is null or p_rows not between 1 and 1000 then
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for a day, and for 1 to 1000 rows.';
   end if;
   return query
     with keys as (
-      select d.key_hash from doorkey.key_usage_days as d where d.day = p_day
+      (select d.key_hash from doorkey.key_usage_days as d
+        where d.day = p_day and d.key_hash > v_after order by d.key_hash limit p_rows)
       union
-      select c.key_hash from doorkey.unheld_costs as c where c.day = p_day
+      (select c.key_hash from doorkey.unheld_costs as c
+        where c.day = p_day and c.key_hash > v_after order by c.key_hash limit p_rows)
       union
-      select h.key_hash from doorkey.credit_holds as h
-       where h.state = 'settled' and h.settled_at >= v_from and h.settled_at < v_until
+      -- Key by key: all receipts of the day would be read again for each page.
+      (select k.key_hash from public.openrouter_user_keys as k
+        where k.key_hash > v_after and exists (
+          select from doorkey.credit_holds as h
+           where h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at >= v_from and h.settled_at < v_until)
+        order by k.key_hash limit p_rows)
     ), page as (
-      select k.key_hash from keys as k where k.key_hash > coalesce(p_after_key, '') order by k.key_hash limit p_rows
+      select k.key_hash from keys as k order by k.key_hash limit p_rows
     ), figures as (
       select g.key_hash, k.user_id, p.markup, coalesce(d.reported_micros, 0) as reported,
              coalesce(d.byok_micros, 0) as byok,
