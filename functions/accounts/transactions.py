@@ -50,7 +50,7 @@ class Transaction(BaseModel):
     id: int
     type: Type
     amount_micros: int = Field(
-        description="What it did to all that the caller has; 0: moved within it, as a hold does."
+        description="What it did to all that the caller has; 0: moved within it, as what is taken and has not left yet."
     )
     reason: str
     provider: str | None
