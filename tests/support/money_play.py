@@ -106,16 +106,17 @@ class Play(KeySteps):
         )
         self.do(Ask("select public.expire_lots(100, 'r') as expired", ()))
 
-    @rule(user=who, days=st.sampled_from([3, 31, 95]))
-    def pass_days(self, user: int, days: int) -> None:
-        """Time passes for the user's period, and a sweep comes by."""
+    @rule(user=who, is_everybody=st.booleans(), days=st.sampled_from([3, 31, 95]))
+    def pass_days(self, user: int, is_everybody: bool, days: int) -> None:
+        """Time passes for the user's period, or for everybody's, and a sweep comes by."""
+        users = self.users if is_everybody else [self.users[user]]
         for statement in (
             "update doorkey.credit_lots set expires_at = expires_at - make_interval(days => %s)"
-            " where user_id = %s and is_allowance",
+            " where user_id = any(%s) and is_allowance",
             "update public.credit_accounts set period_started_at = period_started_at - make_interval(days => %s),"
-            " period_ends_at = period_ends_at - make_interval(days => %s) where user_id = %s",
+            " period_ends_at = period_ends_at - make_interval(days => %s) where user_id = any(%s)",
         ):
-            self.connection.execute(statement, (*[days] * (statement.count("%s") - 1), self.users[user]))
+            self.connection.execute(statement, (*[days] * (statement.count("%s") - 1), users))
         self.do(Ask("select public.renew_periods(100, 'r') as renewed", ()))
         self.do(Ask("select public.expire_lots(100, 'r') as expired", ()))
 
