@@ -113,11 +113,6 @@ create index credit_accounts_plan on public.credit_accounts using btree (plan_id
 create unique index credit_accounts_referral_code on public.credit_accounts using btree (referral_code)
   where (referral_code is not null);
 
-create trigger refuse_rewriting
-  before delete or truncate on public.credit_accounts
-  for each STATEMENT
-  execute function doorkey.refuse_rewriting();
-
 create policy "Users may read their own account" on "public"."credit_accounts"
   for select
   to "authenticated"
@@ -156,6 +151,7 @@ create table "public"."credit_transactions" (
   constraint "credit_transactions_reason_check" check (((length(reason) >= 1) AND (length(reason) <= 500))),
   constraint "credit_transactions_type_check"
     check ((type = ANY (ARRAY['purchase'::text, 'bonus'::text, 'refund'::text, 'adjustment'::text, 'usage'::text, 'expiry'::text, 'renewal'::text]))),
+  constraint "credit_transactions_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
   constraint "entries_sum_to_zero" check ((amount_micros = (((spendable_micros + leaving_micros) + debt_micros) + receivable_micros)))
 );
 
@@ -432,7 +428,7 @@ create table "doorkey"."credit_holds" (
   constraint "amounts_are_possible"
     check
     (((LEAST((amount_micros - 1), available_after_micros, tokens, owed_micros, (charged_micros - owed_micros)) >= 0) AND (LEAST(cost_micros, price_micros) >= (0)::numeric) AND
-    (cost_micros < 'Infinity'::numeric))),
+    (GREATEST(cost_micros, price_micros) < 'Infinity'::numeric))),
   constraint "credit_holds_pkey" primary key (id),
   constraint "ends_after_its_beginning" check ((expires_at > created_at)),
   constraint "idempotency_key_is_short" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
@@ -1058,17 +1054,6 @@ create view "doorkey"."ledger_entries" with (security_invoker=true) AS  SELECT t
    FROM (public.credit_transactions t
      CROSS JOIN LATERAL ( VALUES ('spendable'::text,t.spendable_micros), ('leaving'::text,t.leaving_micros), ('debt'::text,t.debt_micros), ('receivable'::text,t.receivable_micros), ((t.system_account)::text,(- t.amount_micros))) e(account, amount_micros))
   WHERE (e.amount_micros <> 0);
-
--- doorkey.user_wishes
-
-create view "doorkey"."user_wishes" with (security_invoker=true) AS  SELECT id AS user_id,
-    ((banned_until IS NULL) OR (banned_until <= now())) AS is_enabled,
-        CASE
-            WHEN (banned_until > now()) THEN banned_until
-            ELSE NULL::timestamp with time zone
-        END AS changes_at
-   FROM auth.users u
-  WHERE (deleted_at IS NULL);
 
 -- auth.users
 
@@ -3056,7 +3041,7 @@ begin
   end if;
   select coalesce(sum(h.cost_micros), 0) into v_allowed
     from doorkey.credit_holds as h
-   where h.key_hash = p_key_hash and h.settled_at < v_until
+   where h.key_hash = p_key_hash and h.state = 'settled' and h.settled_at < v_until
      and h.settled_at > least(v_until, v_read_at) - doorkey.late_receipt_time();
   return case when -p_difference <= v_allowed + doorkey.usage_tolerance() then
                 -- A reading comes every hour.
@@ -3818,8 +3803,10 @@ create or replace function doorkey.desired_key (
   set search_path to ''
   AS $function$
 begin
-  select u.is_enabled, u.changes_at into is_enabled, changes_at
-    from doorkey.user_wishes as u where u.user_id = p_user_id;
+  select u.banned_until is null or u.banned_until <= now(),
+         case when u.banned_until > now() then u.banned_until end
+    into is_enabled, changes_at
+    from auth.users as u where u.id = p_user_id and u.deleted_at is null;
   is_present := found;
   is_enabled := coalesce(is_enabled, false);
 end
@@ -3948,12 +3935,14 @@ begin
       (select c.key_hash from doorkey.unheld_costs as c
         where c.day = p_day and c.key_hash > v_after order by c.key_hash limit p_rows)
       union
-      -- Key by key: all receipts of the day would be read again for each page.
-      (select k.key_hash from public.openrouter_user_keys as k
-        where k.key_hash > v_after and exists (
+      -- Key by key, whatever statistics say: all receipts of the day would be read again for each page.
+      (select k.key_hash
+         from public.openrouter_user_keys as k
+        cross join lateral (
           select from doorkey.credit_holds as h
-           where h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at >= v_from and h.settled_at < v_until)
-        order by k.key_hash limit p_rows)
+           where h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at >= v_from and h.settled_at < v_until
+           limit 1) as h
+        where k.key_hash > v_after order by k.key_hash limit p_rows)
     ), page as (
       select k.key_hash from keys as k order by k.key_hash limit p_rows
     ), figures as (
@@ -7703,13 +7692,15 @@ begin
   end if;
   -- Everything else, in a statement of its own: it sees what there is since the lock was taken, and the key in use stays
   -- so until the end.
-  select p.is_uncapped, p.monthly_cap_micros, k.key_hash, k.status = 'active' and coalesce(u.is_enabled, false) as is_usable,
+  select p.is_uncapped, p.monthly_cap_micros, k.key_hash, k.status = 'active' and u.id is not null as is_usable,
          h.id as hold_id, h.key_hash as hold_key_hash, h.amount_micros, h.created_at, h.expires_at, h.available_after_micros
     into strict v_now
     from public.plans as p
     left join doorkey.provisioning as w on w.user_id = p_user_id
     left join public.openrouter_user_keys as k on k.key_hash = w.key_hash
-    left join doorkey.user_wishes as u on u.user_id = p_user_id
+    -- Who is enabled, as desired_key has it.
+    left join auth.users as u on u.id = p_user_id and u.deleted_at is null
+     and (u.banned_until is null or u.banned_until <= now())
     left join doorkey.credit_holds as h on h.user_id = p_user_id and h.idempotency_key = p_idempotency_key
    where p.id = v_account.plan_id;
   if v_now.hold_id is null then

@@ -79,13 +79,9 @@ begin
     execute 'drop function ' || v_names;
   end if;
 
-  -- (The entries of the ledger are told from its transactions: they stay with them.)
-  select string_agg(c.oid::regclass::text, ', ') into v_names
-    from pg_catalog.pg_class as c
-   where c.relkind = 'v' and c.relnamespace = 'doorkey'::regnamespace
-     and (c.relname = 'user_wishes' or (c.relname = 'ledger_entries' and not v_keeps_ledger));
-  if v_names is not null then
-    execute 'drop view ' || v_names;
+  -- The entries of the ledger are told from its transactions: they stay with them.
+  if not v_keeps_ledger then
+    drop view if exists doorkey.ledger_entries;
   end if;
 
   select string_agg(c.oid::regclass::text, ', ') into v_names

@@ -2,7 +2,7 @@
 
 The surprising thing: it is two rows. Of whom nothing was spent, an allowance only moves with its period: two rows are
 updated, and the floor updates one of them. Whoever spent anything has a touched one: what is left of it expires and
-another is granted, which takes two postings with two entries each, a new lot, and a note that the key's limit follows.
+another is granted, which takes two postings, a new lot, and a note that the key's limit follows.
 """
 
 from __future__ import annotations

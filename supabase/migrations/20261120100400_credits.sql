@@ -69,8 +69,7 @@ grant select on table public.credit_accounts to authenticated, service_role;
 
 create table if not exists public.credit_transactions (
   id bigint generated always as identity primary key,
-  -- The account that it moves: a trigger below refuses a transaction without one.
-  user_id uuid not null,
+  user_id uuid not null references public.credit_accounts (user_id),
   type text not null
     check (type in ('purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal')),
   -- What it does to the sum of the user's accounts, and to each: what they may spend (with what open holds keep of it), what
@@ -198,9 +197,6 @@ end
 $$;
 revoke all on function doorkey.refuse_rewriting() from public, anon, authenticated, service_role;
 create or replace trigger refuse_rewriting before update or delete or truncate on public.credit_transactions
-  for each statement execute function doorkey.refuse_rewriting();
--- Nor does an account go away under its transactions.
-create or replace trigger refuse_rewriting before delete or truncate on public.credit_accounts
   for each statement execute function doorkey.refuse_rewriting();
 
 -- The user's account, locked until the transaction ends: whoever changes money or switches keys passes here, one after

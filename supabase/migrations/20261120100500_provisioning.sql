@@ -154,23 +154,18 @@ language sql security definer set search_path = ''
 as $$ select doorkey.want_of(array[p_user_id]); $$;
 revoke all on function doorkey.want(uuid) from public, anon, authenticated, service_role;
 
--- How the key of each user should be, as auth.users says now; who isn't there shall have none. `changes_at`: when it will
--- say otherwise by itself.
-create or replace view doorkey.user_wishes with (security_invoker = true) as
-  select u.id as user_id, u.banned_until is null or u.banned_until <= now() as is_enabled,
-         case when u.banned_until > now() then u.banned_until end as changes_at
-    from auth.users as u where u.deleted_at is null;
-revoke all on table doorkey.user_wishes from public, anon, authenticated, service_role;
-
--- The same of one user. Not in SQL, which would be planned anew in each call.
+-- How the user's key should be, as auth.users says now. `changes_at`: when it will say otherwise by itself. Not in SQL,
+-- which would be planned anew in each call; and no view: Auth must be able to change its columns.
 create or replace function doorkey.desired_key(
   p_user_id uuid, out is_present boolean, out is_enabled boolean, out changes_at timestamptz
 )
 language plpgsql stable security definer set search_path = ''
 as $$
 begin
-  select u.is_enabled, u.changes_at into is_enabled, changes_at
-    from doorkey.user_wishes as u where u.user_id = p_user_id;
+  select u.banned_until is null or u.banned_until <= now(),
+         case when u.banned_until > now() then u.banned_until end
+    into is_enabled, changes_at
+    from auth.users as u where u.id = p_user_id and u.deleted_at is null;
   is_present := found;
   is_enabled := coalesce(is_enabled, false);
 end

@@ -58,7 +58,7 @@ create table if not exists doorkey.credit_holds (
   -- (Of what is null, the least takes no notice.)
   constraint amounts_are_possible check (
     least(amount_micros - 1, available_after_micros, tokens, owed_micros, charged_micros - owed_micros) >= 0
-    and least(cost_micros, price_micros) >= 0 and cost_micros < 'infinity'),
+    and least(cost_micros, price_micros) >= 0 and greatest(cost_micros, price_micros) < 'infinity'),
   constraint ends_after_its_beginning check (expires_at > created_at),
   constraint keeps_all_or_nothing_and_only_while_open check (
     held_micros = 0 or (held_micros = amount_micros and state = 'open')),
@@ -149,13 +149,15 @@ begin
   end if;
   -- Everything else, in a statement of its own: it sees what there is since the lock was taken, and the key in use stays
   -- so until the end.
-  select p.is_uncapped, p.monthly_cap_micros, k.key_hash, k.status = 'active' and coalesce(u.is_enabled, false) as is_usable,
+  select p.is_uncapped, p.monthly_cap_micros, k.key_hash, k.status = 'active' and u.id is not null as is_usable,
          h.id as hold_id, h.key_hash as hold_key_hash, h.amount_micros, h.created_at, h.expires_at, h.available_after_micros
     into strict v_now
     from public.plans as p
     left join doorkey.provisioning as w on w.user_id = p_user_id
     left join public.openrouter_user_keys as k on k.key_hash = w.key_hash
-    left join doorkey.user_wishes as u on u.user_id = p_user_id
+    -- Who is enabled, as desired_key has it.
+    left join auth.users as u on u.id = p_user_id and u.deleted_at is null
+     and (u.banned_until is null or u.banned_until <= now())
     left join doorkey.credit_holds as h on h.user_id = p_user_id and h.idempotency_key = p_idempotency_key
    where p.id = v_account.plan_id;
   if v_now.hold_id is null then

@@ -63,7 +63,7 @@ begin
   end if;
   select coalesce(sum(h.cost_micros), 0) into v_allowed
     from doorkey.credit_holds as h
-   where h.key_hash = p_key_hash and h.settled_at < v_until
+   where h.key_hash = p_key_hash and h.state = 'settled' and h.settled_at < v_until
      and h.settled_at > least(v_until, v_read_at) - doorkey.late_receipt_time();
   return case when -p_difference <= v_allowed + doorkey.usage_tolerance() then
                 -- A reading comes every hour.
@@ -98,12 +98,14 @@ begin
       (select c.key_hash from doorkey.unheld_costs as c
         where c.day = p_day and c.key_hash > v_after order by c.key_hash limit p_rows)
       union
-      -- Key by key: all receipts of the day would be read again for each page.
-      (select k.key_hash from public.openrouter_user_keys as k
-        where k.key_hash > v_after and exists (
+      -- Key by key, whatever statistics say: all receipts of the day would be read again for each page.
+      (select k.key_hash
+         from public.openrouter_user_keys as k
+        cross join lateral (
           select from doorkey.credit_holds as h
-           where h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at >= v_from and h.settled_at < v_until)
-        order by k.key_hash limit p_rows)
+           where h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at >= v_from and h.settled_at < v_until
+           limit 1) as h
+        where k.key_hash > v_after order by k.key_hash limit p_rows)
     ), page as (
       select k.key_hash from keys as k order by k.key_hash limit p_rows
     ), figures as (

@@ -33,7 +33,7 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
 }
 
 # Which of the tables are views.
-VIEWS = {"doorkey.ledger_entries", "doorkey.user_wishes"}
+VIEWS = {"doorkey.ledger_entries"}
 
 # Who may read the whole table. Nobody may write any, but for INSERTS below.
 TABLES: dict[str, tuple[str, ...]] = {
@@ -45,7 +45,6 @@ TABLES: dict[str, tuple[str, ...]] = {
     "doorkey.settings": (),
     "doorkey.audit_log": (),
     "doorkey.ledger_entries": (),
-    "doorkey.user_wishes": (),
     "doorkey.posting_answers": (),
     "doorkey.credit_lots": (),
     "doorkey.credit_holds": (),

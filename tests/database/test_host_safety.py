@@ -355,3 +355,12 @@ async def test_auth_may_alter_its_columns(database: Database, column: str) -> No
     )
     assert kind
     assert depending == 0
+
+
+@pytest.mark.parametrize("column", ["email", "is_anonymous", "banned_until", "deleted_at", "raw_user_meta_data"])
+@pytest.mark.parametrize("change", ["alter column {} type text", "drop column {}"])
+async def test_auth_may_change_a_column_that_we_read(database: Database, column: str, change: str) -> None:
+    """As a migration of Auth's does: a view of ours over its table would stop it, and Auth with it."""
+    async with database.connect("supabase_auth_admin", autocommit=False) as auth:
+        await auth.execute(f"alter table auth.users {change.format(column)}")
+        await auth.rollback()
