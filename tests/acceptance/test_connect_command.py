@@ -254,7 +254,7 @@ async def test_no_sealing_key_is_made_where_stored_keys_need_another(
     for environment in (given, {**given, SEALING_KEYS: SOME_SEALING_KEY}):
         run = await installation.run("connect", "--env-file", str(elsewhere), environment=environment)
         assert run.code == 1
-        assert "with another key nobody could open them again" in run.said
+        assert "with another key nobody could open it again" in run.said
         assert not elsewhere.exists()
     told = await installation.run(
         "connect", "--env-file", str(elsewhere), "--give-up-sealed-secrets", environment=given

@@ -224,7 +224,12 @@ def _judge_money(user_id: UUID, world: World) -> Found:
     if account["welcomes"] != 1:
         yield "one welcome each", user_id, f"{account['welcomes']} welcome grants"
     sums = account["entries"]
-    for name, sign in (("available", 1), ("held", 1), ("leaving", 1), ("debt", -1), ("receivable", -1)):
+    held = sum(hold["held_micros"] for hold in world.holds if hold["user_id"] == user_id and hold["state"] == "open")
+    if account["held_micros"] != held:
+        yield "balances are sums", user_id, "held is not what open holds keep"
+    if account["available_micros"] != int(sums.get("spendable", 0)) - held:
+        yield "balances are sums", user_id, "available is not the sum of its entries"
+    for name, sign in (("leaving", 1), ("debt", -1), ("receivable", -1)):
         if account[f"{name}_micros"] != sign * int(sums.get(name, 0)):
             yield "balances are sums", user_id, f"{name} is not the sum of its entries"
 
@@ -244,7 +249,7 @@ def _allowed_micros(account: Row, key: Row) -> int | None:
     if account["is_uncapped"]:
         return None
     sums = account["entries"]
-    spendable = sum(int(sums.get(name, 0)) for name in ("available", "held", "debt")) - account["remainder_micros"]
+    spendable = sum(int(sums.get(name, 0)) for name in ("spendable", "debt")) - account["remainder_micros"]
     share = key["charged_cost_micros"] * account["markup"] + spendable
     return int((max(share, Decimal(0)) / account["markup"]).to_integral_value(ROUND_DOWN))
 
