@@ -91,6 +91,14 @@ class World:
             found[key["user_id"]].append(key)
         return found
 
+    @cached_property
+    def held_micros(self) -> dict[UUID, int]:
+        """What open holds keep, by user."""
+        found: dict[UUID, int] = defaultdict(int)
+        for hold in self.holds:
+            found[hold["user_id"]] += hold["held_micros"] if hold["state"] == "open" else 0
+        return found
+
 
 async def look(database: psycopg.AsyncConnection[Any], openrouter_url: str, management_key: str) -> World:
     """Reads it all."""
@@ -224,7 +232,7 @@ def _judge_money(user_id: UUID, world: World) -> Found:
     if account["welcomes"] != 1:
         yield "one welcome each", user_id, f"{account['welcomes']} welcome grants"
     sums = account["entries"]
-    held = sum(hold["held_micros"] for hold in world.holds if hold["user_id"] == user_id and hold["state"] == "open")
+    held = world.held_micros[user_id]
     if account["held_micros"] != held:
         yield "balances are sums", user_id, "held is not what open holds keep"
     if account["available_micros"] != int(sums.get("spendable", 0)) - held:
