@@ -71,6 +71,7 @@ def until_shown(place: Path, line: str) -> None:
     """Waits for a line in what it prints."""
     deadline = time.monotonic() + UP_SECONDS
     while not re.search(line, out(place)) and time.monotonic() < deadline:
+        # Another process writes it, and nothing tells when.
         time.sleep(POLL_SECONDS)
     assert re.search(line, out(place)), out(place)
 
