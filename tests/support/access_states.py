@@ -15,13 +15,15 @@ import httpx
 
 from infra.local.edge import legacy_key
 from infra.local.faults import EDGE, FaultControl
+from infra.local.faults.plan import MAX_WAIT_SECONDS
 from infra.local.stack import Stack
 from tests.support.access import WRONG_KEY
 
 DATA_API = ["POST /rest/v1/rpc/"]
-# The gateway answers later than the functions wait. Long enough for Auth's keys, which are asked for on the same clock.
+# The functions wait a moment for an answer that doesn't come while anybody looks. Were it only late, a process that
+# stood still for so long would find it there, before it noticed that its time was over.
 TIMEOUT_SECONDS = "1.5"
-LATENCY_MS = 4000
+LATENCY_MS = MAX_WAIT_SECONDS * 1_000
 
 
 @dataclass(frozen=True)
