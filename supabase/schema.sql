@@ -295,15 +295,16 @@ create table "public"."plans" (
   constraint "plans_features_check" check ((jsonb_typeof(features) = 'object'::text)),
   constraint "plans_id_check" check ((id ~ '^[a-z][a-z0-9_-]{0,62}$'::text)),
   constraint "plans_markup_check" check (((markup >= (1)::numeric) AND (markup < (1000)::numeric))),
-  constraint "plans_monthly_cap_micros_check" check ((monthly_cap_micros > 0)),
+  constraint "plans_monthly_cap_micros_check" check (((monthly_cap_micros >= 1) AND (monthly_cap_micros <= '1000000000000'::bigint))),
+  constraint "plans_name_check" check (((name ~ '\S'::text) AND (length(name) <= 200))),
   constraint "plans_period_days_check" check (((period_days >= 1) AND (period_days <= 366))),
   constraint "plans_pkey" primary key (id),
-  constraint "plans_price_micros_check" check ((price_micros >= 0)),
+  constraint "plans_price_micros_check" check (((price_micros >= 0) AND (price_micros <= '1000000000000'::bigint))),
   constraint "plans_requests_per_day_check" check ((requests_per_day > 0)),
   constraint "plans_requests_per_minute_check" check ((requests_per_minute > 0)),
-  constraint "plans_token_price_micros_per_1k_check" check ((token_price_micros_per_1k > 0)),
-  constraint "plans_welcome_credits_days_check" check ((welcome_credits_days > 0)),
-  constraint "plans_welcome_credits_micros_check" check ((welcome_credits_micros >= 0))
+  constraint "plans_token_price_micros_per_1k_check" check (((token_price_micros_per_1k >= 1) AND (token_price_micros_per_1k <= '1000000000000'::bigint))),
+  constraint "plans_welcome_credits_days_check" check (((welcome_credits_days >= 1) AND (welcome_credits_days <= 36500))),
+  constraint "plans_welcome_credits_micros_check" check (((welcome_credits_micros >= 0) AND (welcome_credits_micros <= '1000000000000'::bigint)))
 );
 
 alter table "public"."plans"
@@ -1730,6 +1731,22 @@ grant execute
   on function "public"."list_my_transactions"(text[], timestamp with time zone, timestamp with time zone, timestamp with time zone, bigint, integer)
   to "authenticated";
 
+-- public.list_plans
+
+create or replace function public.list_plans (
+  after_id  text,
+  plan_rows integer
+)
+  returns SETOF jsonb
+  language sql
+  stable
+  set search_path to ''
+  AS $function$ select doorkey.list_plans($1, $2); $function$;
+
+revoke all on function "public"."list_plans"(text, integer) from public;
+
+grant execute on function "public"."list_plans"(text, integer) to "service_role";
+
 -- public.list_reviews
 
 create or replace function public.list_reviews (
@@ -2297,6 +2314,25 @@ create or replace function public.reverse_transaction (
 revoke all on function "public"."reverse_transaction"(bigint, text, text, text, text) from public;
 
 grant execute on function "public"."reverse_transaction"(bigint, text, text, text, text) to "service_role";
+
+-- public.set_plan
+
+create or replace function public.set_plan (
+  plan_id      text,
+  is_new       boolean,
+  plan_columns text[],
+  plan_values  text[],
+  actor        text,
+  request_id   text
+)
+  returns jsonb
+  language sql
+  set search_path to ''
+  AS $function$ select doorkey.set_plan($1, $2, $3, $4, $5, $6); $function$;
+
+revoke all on function "public"."set_plan"(text, boolean, text[], text[], text, text) from public;
+
+grant execute on function "public"."set_plan"(text, boolean, text[], text[], text, text) to "service_role";
 
 -- public.settle_credits
 
@@ -5332,6 +5368,36 @@ revoke all on function "doorkey"."list_last_words"(integer) from public;
 
 grant execute on function "doorkey"."list_last_words"(integer) to "service_role";
 
+-- doorkey.list_plans
+
+create or replace function doorkey.list_plans (
+  p_after_id text,
+  p_rows     integer
+)
+  returns SETOF jsonb
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$
+begin
+  if p_rows is null or p_rows not between 1 and 1000 then
+    raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'Ask for 1 to 1000 rows.';
+  end if;
+  return query
+    select to_jsonb(p) || jsonb_build_object(
+             'accounts', (select count(*) from public.credit_accounts as a where a.plan_id = p.id),
+             'is_default', p.id = s.default_plan_id)
+      from public.plans as p cross join doorkey.settings as s
+     where p_after_id is null or p.id > p_after_id
+     order by p.id limit p_rows;
+end
+$function$;
+
+revoke all on function "doorkey"."list_plans"(text, integer) from public;
+
+grant execute on function "doorkey"."list_plans"(text, integer) to "service_role";
+
 -- doorkey.list_reviews
 
 create or replace function doorkey.list_reviews (
@@ -8174,6 +8240,86 @@ create or replace function doorkey.said_at_signup (
 $function$;
 
 revoke all on function "doorkey"."said_at_signup"(jsonb, text) from public;
+
+-- doorkey.set_plan
+
+create or replace function doorkey.set_plan (
+  p_plan_id    text,
+  p_is_new     boolean,
+  p_columns    text[],
+  p_values     text[],
+  p_actor      text,
+  p_request_id text
+)
+  returns jsonb
+  language plpgsql
+  security definer
+  set search_path to ''
+  AS $function$
+declare
+  c_hint constant text := 'A column that a plan has not, a value that it may not have, or two that do not go together.';
+  v_before public.plans;
+  v_after public.plans;
+  v_wish jsonb;
+  v_names text;
+begin
+  if p_columns <@ array[
+       'name', 'price_micros', 'period_days', 'credits_per_period_micros', 'monthly_cap_micros', 'welcome_credits_micros',
+       'welcome_credits_days', 'markup', 'charges_by', 'token_price_micros_per_1k', 'is_uncapped', 'requests_per_minute',
+       'requests_per_day', 'allowed_models', 'features', 'is_active'] is not true
+     or cardinality(p_columns) not between 1 and 100 or cardinality(p_values) is distinct from cardinality(p_columns) then
+    raise sqlstate 'PT422' using message = 'plan_invalid', hint = c_hint;
+  end if;
+  perform doorkey.act_as(p_actor, p_request_id);
+  select * into v_before from public.plans as p where p.id = p_plan_id for no key update;
+  if not found and p_is_new is not true then
+    raise sqlstate 'PT404' using message = 'unknown_plan', hint = 'There is no such plan.';
+  end if;
+  begin
+    select jsonb_object_agg(c.name, case when c.name in ('allowed_models', 'features') then c.value::jsonb
+                                         else to_jsonb(c.value) end),
+           string_agg(distinct quote_ident(c.name), ', ')
+      into v_wish, v_names
+      from unnest(p_columns, p_values) as c (name, value);
+    v_after := jsonb_populate_record(v_before, v_wish);
+    if v_before.id is null then
+      execute format(
+        'insert into public.plans as p (id, %1$s)'
+        ' select $1, %1$s from jsonb_populate_record(null::public.plans, $2) returning p.*', v_names)
+         into v_after using p_plan_id, v_wish;
+    elsif p_is_new and v_after is distinct from v_before then
+      raise sqlstate 'PT409' using message = 'plan_exists', hint = 'There is a plan of this name, with another content.';
+    else
+      execute format(
+        'update public.plans as p set (%1$s) = (select %1$s from jsonb_populate_record(p, $2)) where p.id = $1'
+        ' returning p.*', v_names)
+         into v_after using p_plan_id, v_wish;
+    end if;
+    -- Stored, it would be another one: rounded to what fits.
+    if (v_wish ->> 'markup')::numeric <> v_after.markup then
+      raise sqlstate 'PT422' using message = 'plan_invalid', hint = 'A markup has six places at most.';
+    end if;
+  exception
+    when unique_violation then
+      raise sqlstate 'PT409' using message = 'plan_exists', hint = 'It was added a moment ago. Look at it.';
+    when data_exception or integrity_constraint_violation then
+      raise sqlstate 'PT422' using message = 'plan_invalid', hint = c_hint;
+  end;
+  if v_before.is_active and not v_after.is_active
+     and exists (select from doorkey.settings as s where s.default_plan_id = p_plan_id) then
+    raise sqlstate 'PT409' using message = 'plan_is_default', hint = 'Set another default_plan_id first.';
+  end if;
+  return jsonb_build_object(
+    'before', case when v_before.id is not null then to_jsonb(v_before) end,
+    'after', to_jsonb(v_after),
+    'accounts', (select count(*) from public.credit_accounts as a where a.plan_id = p_plan_id),
+    'users', (select count(*) from doorkey.provisioning));
+end
+$function$;
+
+revoke all on function "doorkey"."set_plan"(text, boolean, text[], text[], text, text) from public;
+
+grant execute on function "doorkey"."set_plan"(text, boolean, text[], text[], text, text) to "service_role";
 
 -- doorkey.settle_attempt
 

@@ -23,3 +23,9 @@ def plain(amount: Decimal, *, is_grouped: bool = False) -> str:
 def in_dollars(micros: int) -> str:
     """Micro-dollars for people, to the cent."""
     return f"${micros / MICROS_PER_DOLLAR:,.2f}"
+
+
+def in_exact_dollars(micros: int) -> str:
+    """Micro-dollars for people, to the last one: with two places at least."""
+    dollars, rest = divmod(micros, MICROS_PER_DOLLAR)
+    return f"${dollars:,}.{f'{rest:06}'.rstrip('0'):0<2}"

@@ -20,6 +20,8 @@
     ├── UnknownPlan               404  unknown_plan
     ├── PlanInactive              409  plan_inactive
     ├── PlanUnchanged             409  plan_unchanged
+    ├── PlanExists                409  plan_exists
+    ├── PlanIsDefault             409  plan_is_default
     ├── NoPeriod                  409  no_period
     ├── MethodNotAllowed          405  method_not_allowed
     ├── IdempotencyConflict       409  idempotency_conflict
@@ -35,6 +37,7 @@
     ├── IdempotencyKeyInvalid     422  idempotency_key_invalid
     ├── PostingInvalid            422  posting_invalid
     ├── OfferInvalid              422  offer_invalid
+    ├── PlanInvalid               422  plan_invalid
     ├── RotatedTooOften           429  rotated_too_often
     ├── InternalError             500  internal_error
     ├── SupabaseError                  (clients/supabase.py)
@@ -205,6 +208,29 @@ class PlanUnchanged(DoorkeyError):
 
     code = "plan_unchanged"
     status = 409
+
+
+class PlanExists(DoorkeyError):
+    """There is a plan of this name already, with another content."""
+
+    code = "plan_exists"
+    status = 409
+
+
+class PlanIsDefault(DoorkeyError):
+    """New users come to this plan, so it can't be closed. Set another default_plan_id in doorkey.settings first."""
+
+    code = "plan_is_default"
+    status = 409
+
+
+class PlanInvalid(DoorkeyError):
+    """This makes no plan. An allowance and a cap need a period, an uncapped plan has no cap, and charging by tokens
+    needs a token price. An id begins with a small letter; small letters, digits, dashes and underscores follow.
+    """
+
+    code = "plan_invalid"
+    status = 422
 
 
 class NoPeriod(DoorkeyError):

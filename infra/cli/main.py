@@ -29,6 +29,7 @@ from infra.cli import environment as environment_command
 from infra.cli import faults as faults_commands
 from infra.cli import ledger as ledger_commands
 from infra.cli import offers as offers_commands
+from infra.cli import plans as plans_commands
 from infra.cli import redrive as redrive_command
 from infra.cli import report as report_commands
 from infra.cli import review as review_commands
@@ -53,6 +54,7 @@ app = typer.Typer(
 app.add_typer(faults_commands.app)
 app.add_typer(report_commands.app)
 app.add_typer(review_commands.app)
+app.add_typer(plans_commands.app)
 app.add_typer(offers_commands.app)
 app.add_typer(ledger_commands.app)
 console = Console()
@@ -348,6 +350,7 @@ for _commands_of in (
     faults_commands.app,
     report_commands.app,
     review_commands.app,
+    plans_commands.app,
     offers_commands.app,
     ledger_commands.app,
 ):

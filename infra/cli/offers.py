@@ -9,7 +9,6 @@ import json
 import re
 import uuid
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
 import typer
@@ -18,17 +17,17 @@ from rich.console import Console
 from rich.table import Table
 
 from functions.clients.outside import build_clients
-from functions.kit.amounts import MICROS_PER_DOLLAR, in_dollars
+from functions.kit.amounts import in_dollars
 from functions.kit.counting import counted
 from functions.kit.settings import Settings
 from functions.offers import store
 from functions.offers.store import WelcomeOffer
 from infra.cli.actor import operator_name
+from infra.cli.dollars import micros_of
 from infra.cli.running import errors, run_command
 
 PAGE_ROWS = 1_000
 MAX_PAGES = 1_000
-MAX_DOLLARS = 1_000_000
 MAX_DAYS = 36_500
 MAX_GRANTS = 1_000_000_000
 CODE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -75,7 +74,7 @@ def add(
     Codes are compared without regard to case, and are no secret: bound an offer by --ends or --at-most.
     """
     chosen = _code(code)
-    run_command(_add(chosen, _micros(dollars_given), days, ends and ends.replace(tzinfo=UTC), at_most))
+    run_command(_add(chosen, micros_of(dollars_given, "--dollars"), days, ends and ends.replace(tzinfo=UTC), at_most))
 
 
 @app.command(epilog="Example: [bold]doorkey offers end launch26[/bold]")
@@ -146,19 +145,6 @@ def _code(given: str) -> str:
         errors.print("A code has up to 63 letters, digits, dots, dashes and underscores.", style="bold red")
         raise typer.Exit(2)
     return code
-
-
-def _micros(given: str) -> int:
-    try:
-        amount = Decimal(given)
-        is_amount = amount.is_finite() and 0 <= amount <= MAX_DOLLARS
-        micros = int(amount * MICROS_PER_DOLLAR) if is_amount else -1
-    except InvalidOperation:
-        micros, amount = -1, Decimal(0)
-    if micros < 0 or micros != amount * MICROS_PER_DOLLAR:
-        errors.print("--dollars takes an amount such as 20 or 7.50, up to a million.", style="bold red")
-        raise typer.Exit(2)
-    return micros
 
 
 def _table(offers: list[WelcomeOffer]) -> Table:

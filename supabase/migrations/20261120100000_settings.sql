@@ -23,7 +23,7 @@ begin
            'plans', 'credit_accounts', 'credit_accounts_plan', 'credit_accounts_pending_plan', 'credit_accounts_period',
            'credit_transactions', 'credit_transactions_once',
            'credit_transactions_user', 'openrouter_user_keys', 'openrouter_user_keys_one_each',
-           'list_last_words', 'record_last_word', 'report_signups', 'grant_promised_credits', 'list_reviews', 'list_welcome_offers', 'add_welcome_offer', 'end_welcome_offer', 'release_welcome', 'claw_back_welcome',
+           'list_last_words', 'record_last_word', 'report_signups', 'grant_promised_credits', 'list_reviews', 'list_welcome_offers', 'add_welcome_offer', 'end_welcome_offer', 'list_plans', 'set_plan', 'release_welcome', 'claw_back_welcome',
            'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
            'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',
            'get_my_account', 'reveal_key', 'get_doorkey_health', 'request_key_rotation', 'preview_backfill', 'backfill_users',

@@ -5,21 +5,21 @@ set local statement_timeout = '60s';
 
 create table if not exists public.plans (
   id text primary key check (id ~ '^[a-z][a-z0-9_-]{0,62}$'),
-  name text not null,
-  price_micros bigint not null default 0 check (price_micros >= 0),
+  name text not null check (name ~ '\S' and length(name) <= 200),
+  price_micros bigint not null default 0 check (price_micros between 0 and 1000000000000),
   -- Length of a period, and what each period brings. No period: a plan that is granted once.
   period_days integer check (period_days between 1 and 366),
   credits_per_period_micros bigint not null default 0 check (credits_per_period_micros between 0 and 1000000000000),
   -- The most that a period's calls may cost the user, whatever else they own. Null: all that they have.
-  monthly_cap_micros bigint check (monthly_cap_micros > 0),
+  monthly_cap_micros bigint check (monthly_cap_micros between 1 and 1000000000000),
   -- What a new user on this plan is greeted with, once in their life, and how long it lasts.
-  welcome_credits_micros bigint not null default 0 check (welcome_credits_micros >= 0),
-  welcome_credits_days integer check (welcome_credits_days > 0),
+  welcome_credits_micros bigint not null default 0 check (welcome_credits_micros between 0 and 1000000000000),
+  welcome_credits_days integer check (welcome_credits_days between 1 and 36500),
   -- The user pays the provider's cost times this. Below 1 a key could outspend its ledger. (NaN is more than any number.)
   markup numeric(9, 6) not null default 1 check (markup >= 1 and markup < 1000),
   -- Or, where it says `tokens`, so much for 1,000 tokens of either kind.
   charges_by text not null default 'cost' check (charges_by in ('cost', 'tokens')),
-  token_price_micros_per_1k bigint check (token_price_micros_per_1k > 0),
+  token_price_micros_per_1k bigint check (token_price_micros_per_1k between 1 and 1000000000000),
   -- No cap: the key has no limit at OpenRouter and use is posted to `receivable`.
   is_uncapped boolean not null default false,
   -- What a user may ask for. Null: no limit, or every model.

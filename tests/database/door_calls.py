@@ -111,6 +111,7 @@ class Call:
         "review_not_found",
         "offer_invalid",
         "offer_not_found",
+        "unknown_plan",
         "null",
         "true",
         "there",
@@ -134,6 +135,7 @@ REFUSALS = {
     "review_not_found": 404,
     "offer_invalid": 422,
     "offer_not_found": 404,
+    "unknown_plan": 404,
 }
 
 _CALLS = {
@@ -168,6 +170,8 @@ _CALLS = {
     "list_welcome_offers": Call((None, 0), "page_out_of_range"),
     "add_welcome_offer": Call(("No code", 1, None, None, None, "door", "door"), "offer_invalid"),
     "end_welcome_offer": Call(("no-code", "door", "door"), "offer_not_found"),
+    "list_plans": Call((None, 0), "page_out_of_range"),
+    "set_plan": Call(("nothing", False, ["name"], ["door"], "door", "door"), "unknown_plan"),
     "list_reviews": Call((None, 0), "page_out_of_range"),
     "release_welcome": Call((NOBODY, "door", "door"), "review_not_found"),
     "claw_back_welcome": Call((NOBODY, "door", "door", "door"), "review_not_found"),
