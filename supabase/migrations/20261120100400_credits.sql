@@ -33,6 +33,9 @@ create table if not exists public.credit_accounts (
   receivable_micros bigint not null default 0 check (receivable_micros >= 0),
   -- What calls have cost beyond the whole micro-dollars posted so far: the next charge takes it up.
   remainder_micros numeric not null default 0 check (remainder_micros >= 0 and remainder_micros < 1),
+  -- What calls through the key in use have cost the provider, exact. It stands here because a charge writes this row
+  -- anyway: the key's own row hears of it when another takes its place, or none. doorkey.key_costs has both.
+  key_cost_micros numeric not null default 0 check (key_cost_micros >= 0),
   period_started_at timestamptz,
   period_ends_at timestamptz,
   -- How many periods have begun: so each has a name of its own, whatever the clock says.
@@ -81,20 +84,25 @@ create table if not exists public.credit_transactions (
   debt_micros bigint not null default 0,
   receivable_micros bigint not null default 0,
   system_account doorkey.system_account not null,
-  -- What an open hold kept for it, and what it carries to the next charge; null: what was carried before.
+  -- What an open hold kept for it, what it carries to the next charge (null: what was carried before), and what it cost the
+  -- provider, if it went through the key in use.
   released_micros bigint not null default 0,
   remainder_micros numeric,
-  -- Repeating a request repeats its key: unique per type, and written with the effect.
-  idempotency_key text not null check (length(idempotency_key) between 1 and 200),
-  reason text not null check (length(reason) between 1 and 500),
-  actor text not null check (length(actor) between 1 and 200),
+  key_cost_micros numeric not null default 0,
+  -- Repeating a request repeats its key: unique per type, and written with the effect. (How long a text may be is said by
+  -- its type: a check would be read anew for each call.)
+  idempotency_key varchar(200) not null,
+  reason varchar(500) not null,
+  actor varchar(200) not null,
   provider text,
   model text,
   request_id text,
   created_at timestamptz not null default now(),
   constraint credit_transactions_once unique (type, idempotency_key),
   constraint entries_sum_to_zero check (
-    amount_micros = spendable_micros + leaving_micros + debt_micros + receivable_micros)
+    amount_micros = spendable_micros + leaving_micros + debt_micros + receivable_micros),
+  -- (The empty text is the least of all.)
+  constraint says_why_and_who check (least(idempotency_key, reason, actor) <> '')
 );
 comment on table public.credit_transactions is 'What happened to each user''s credits. Append only.';
 -- Pages of one's transactions, of one type or merged from all, and what was used on a day.
@@ -138,17 +146,19 @@ create table if not exists doorkey.credit_lots (
   id bigint generated always as identity primary key,
   user_id uuid not null references public.credit_accounts (user_id),
   transaction_id bigint not null unique references public.credit_transactions (id),
-  amount_micros bigint not null check (amount_micros > 0),
-  remaining_micros bigint not null check (remaining_micros between 0 and amount_micros),
+  amount_micros bigint not null,
+  remaining_micros bigint not null,
   -- What was taken of it, because it expired or an operator took it back.
-  withdrawn_micros bigint not null default 0 check (withdrawn_micros between 0 and amount_micros - remaining_micros),
+  withdrawn_micros bigint not null default 0,
   priority smallint not null default 100,
   expires_at timestamptz,
   -- A column, and not an expression in the indexes: so spending from a lot writes to none of them.
   is_empty boolean not null generated always as (remaining_micros = 0) stored,
   -- What a period brings: it ends with the period.
   is_allowance boolean not null default false check (not is_allowance or expires_at is not null),
-  created_at timestamptz not null default now()
+  created_at timestamptz not null default now(),
+  constraint parts_are_possible check (
+    least(amount_micros - 1, remaining_micros, withdrawn_micros, amount_micros - remaining_micros - withdrawn_micros) >= 0)
 );
 -- A user's lots, and of these the ones that have something left, in the order in which they are spent.
 create index if not exists credit_lots_user
@@ -171,6 +181,7 @@ begin
          debt_micros = c.debt_micros - new.debt_micros,
          receivable_micros = c.receivable_micros - new.receivable_micros,
          remainder_micros = coalesce(new.remainder_micros, c.remainder_micros),
+         key_cost_micros = c.key_cost_micros + new.key_cost_micros,
          period_spent_micros = c.period_spent_micros
            - case new.system_account when 'spent' then new.amount_micros else 0 end,
          last_transaction_id = new.id,

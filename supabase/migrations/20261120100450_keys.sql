@@ -17,7 +17,8 @@ create table if not exists public.openrouter_user_keys (
   status text not null default 'active' check (status in ('active', 'disabled', 'deleted')),
   -- The attempt that made it.
   attempt integer not null,
-  -- Provider cost that the ledger has charged to this key in its life, exact.
+  -- Provider cost that the ledger has charged to this key, exact; but for what its user's account has counted for it while
+  -- it was, or is, the one in use: that is added when it ceases to be. doorkey.key_costs has the sum.
   charged_cost_micros numeric not null default 0 check (charged_cost_micros >= 0),
   -- What OpenRouter said it had spent in its life when it last took a change, rounded up.
   reported_usage_micros bigint not null default 0,

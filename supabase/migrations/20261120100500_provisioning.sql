@@ -184,6 +184,39 @@ as $$
 $$;
 revoke all on function doorkey.is_retirement_over(uuid, timestamptz) from public, anon, authenticated, service_role;
 
+-- What calls through each key have cost the provider and the ledger has charged, exact: what stands on the key's own row, and
+-- what its account has counted while it is the one in use.
+create or replace view doorkey.key_costs with (security_invoker = true) as
+  select k.key_hash, k.user_id,
+         k.charged_cost_micros + coalesce(case when w.key_hash = k.key_hash then a.key_cost_micros end, 0) as cost_micros
+    from public.openrouter_user_keys as k
+    left join doorkey.provisioning as w on w.user_id = k.user_id
+    left join public.credit_accounts as a on a.user_id = k.user_id;
+revoke all on table doorkey.key_costs from public, anon, authenticated, service_role;
+
+create or replace function doorkey.cost_of_key(p_key_hash text) returns numeric
+language plpgsql stable security definer set search_path = ''
+as $$ begin return (select c.cost_micros from doorkey.key_costs as c where c.key_hash = p_key_hash); end $$;
+revoke all on function doorkey.cost_of_key(text) from public, anon, authenticated, service_role;
+
+create or replace function doorkey.is_key_in_use(p_user_id uuid, p_key_hash text) returns boolean
+language plpgsql stable security definer set search_path = ''
+as $$ begin return exists (select from doorkey.provisioning as w where w.user_id = p_user_id and w.key_hash = p_key_hash); end $$;
+revoke all on function doorkey.is_key_in_use(uuid, text) from public, anon, authenticated, service_role;
+
+-- The key in use is about to be so no more: what its account has counted becomes the key's own, and counting begins anew.
+-- The account is locked by the caller, and so nobody charges meanwhile.
+create or replace function doorkey.take_key_cost(p_user_id uuid, p_key_hash text) returns void
+language plpgsql security definer set search_path = ''
+as $$
+begin
+  update public.openrouter_user_keys as k set charged_cost_micros = doorkey.cost_of_key(p_key_hash)
+   where k.key_hash = p_key_hash;
+  update public.credit_accounts as a set key_cost_micros = 0 where a.user_id = p_user_id and a.key_cost_micros > 0;
+end
+$$;
+revoke all on function doorkey.take_key_cost(uuid, text) from public, anon, authenticated, service_role;
+
 -- What a key of the user may spend in its life: what the ledger has charged to it, plus its share of what is spendable
 -- now, divided by the plan's markup, rounded down. Null limit: no cap. Spendable is what is available or held, less what
 -- is owed, but no more than the plan's cap leaves in this period, and to the fraction: so settling a call on the key in use leaves its limit exactly as it was.
@@ -199,6 +232,7 @@ declare
   v_markup numeric;
   v_share numeric;
   v_elsewhere numeric;
+  v_cost numeric;
   v_key public.openrouter_user_keys;
 begin
   -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
@@ -211,7 +245,7 @@ begin
     return;
   end if;
   select * into v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
-  v_key.charged_cost_micros := coalesce(v_key.charged_cost_micros, 0);
+  v_cost := coalesce(doorkey.cost_of_key(p_key_hash), 0);
   if v_key.retires_at is not null then
     v_share := case when doorkey.is_retirement_over(p_user_id, v_key.retires_at) then 0
                     else doorkey.held_through(v_key.key_hash) end;
@@ -220,20 +254,20 @@ begin
     -- what began before may still come to be billed.
     select coalesce(sum(greatest(
              case when o.status = 'deleted' then 0
-                  else (coalesce(o.limit_micros::numeric, 'infinity') - o.charged_cost_micros) * v_markup end,
-             greatest(o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup
+                  else (coalesce(o.limit_micros::numeric, 'infinity') - c.cost_micros) * v_markup end,
+             greatest(o.reported_usage_micros - c.cost_micros, 0) * v_markup
              + doorkey.held_through(o.key_hash))), 0)
       into v_elsewhere
-      from public.openrouter_user_keys as o
+      from public.openrouter_user_keys as o join doorkey.key_costs as c on c.key_hash = o.key_hash
      where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;
     if v_elsewhere = 'infinity' then
-      limit_micros := floor(v_key.charged_cost_micros);
+      limit_micros := floor(v_cost);
       return;
     end if;
     v_share := v_share - v_elsewhere;
   end if;
   -- div, on one fraction: a quotient rounded to some places first may come out a micro-dollar too high.
-  limit_micros := div(greatest(v_key.charged_cost_micros * v_markup + v_share, 0), v_markup);
+  limit_micros := div(greatest(v_cost * v_markup + v_share, 0), v_markup);
 end
 $$;
 revoke all on function doorkey.key_limit(uuid, text) from public, anon, authenticated, service_role;
@@ -581,6 +615,7 @@ begin
   if v_row.key_hash is not null then
     -- A hold is bound to the key in use: either it is there by now, or it finds the new key.
     perform doorkey.lock_account(p_user_id);
+    perform doorkey.take_key_cost(p_user_id, v_row.key_hash);
   end if;
   update public.openrouter_user_keys as k
      set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now(),
@@ -728,8 +763,12 @@ begin
   if v_key.key_hash is null or v_key.status = 'deleted' then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
-  -- As there.
-  perform from public.credit_accounts as a where a.user_id = p_user_id and a.leaving_micros > 0 for no key update;
+  -- As there; and nobody charges a key while it ceases to be the one in use.
+  perform from public.credit_accounts as a
+    where a.user_id = p_user_id and (a.leaving_micros > 0 or v_row.key_hash = p_key_hash) for no key update;
+  if v_row.key_hash = p_key_hash then
+    perform doorkey.take_key_cost(p_user_id, p_key_hash);
+  end if;
   update doorkey.provisioning as p set key_hash = null, rotation_grace_seconds = null
    where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.

@@ -35,7 +35,7 @@ create table if not exists doorkey.credit_holds (
   amount_micros bigint not null,
   held_micros bigint not null,
   state doorkey.hold_state not null default 'open',
-  idempotency_key text not null,
+  idempotency_key varchar(200) not null,
   request_id text,
   -- What was answered, to answer it again.
   available_after_micros bigint not null,
@@ -61,13 +61,13 @@ create table if not exists doorkey.credit_holds (
     and least(cost_micros, price_micros) >= 0 and greatest(cost_micros, price_micros) < 'infinity'),
   constraint ends_after_its_beginning check (expires_at > created_at),
   constraint keeps_all_or_nothing_and_only_while_open check (
-    held_micros = 0 or (held_micros = amount_micros and state = 'open')),
+    held_micros = 0 or (held_micros = amount_micros and closed_at is null)),
   constraint open_exactly_until_closed check ((state = 'open') = (closed_at is null)),
   constraint settled_exactly_with_its_call check (
     case state when 'settled' then num_nulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros)
                else num_nonnulls(settled_at, cost_micros, price_micros, charged_micros, owed_micros, tokens, provider, model,
                                  generation_id) end = 0),
-  constraint idempotency_key_is_short check (length(idempotency_key) between 1 and 200),
+  constraint idempotency_key_is_one check (idempotency_key <> ''),
   -- Whoever sends keys chooses them: nobody's stands in the way of another's.
   constraint one_hold_for_each_key_of_a_user unique (user_id, idempotency_key)
 );
@@ -267,10 +267,11 @@ revoke all on function doorkey.follow_key(uuid, text) from public, anon, authent
 -- Charges what something cost the provider, or its tokens (null: nobody knows them), at the plan's price: rounded down to
 -- what can be posted, and the remainder carried to the next charge. A hold pays first, then what is available; beyond that
 -- it is owed. Every charge is computed here. The account is locked by the caller. is_above_cost: it was more than the
--- cost times the markup, and so the limit of the key shrinks.
+-- cost times the markup, and so the limit of the key shrinks. What it cost is counted on the account for the key in use; for
+-- another one it is the caller's to add.
 create or replace function doorkey.post_charge(
   p_user_id uuid, p_cost_micros numeric, p_tokens bigint, p_held_micros bigint, p_type text, p_idempotency_key text,
-  p_reason text, p_provider text, p_model text, p_request_id text,
+  p_reason text, p_provider text, p_model text, p_is_key_in_use boolean, p_request_id text,
   out price_micros numeric, out charged_micros bigint, out owed_micros bigint, out is_above_cost boolean,
   out transaction_id bigint
 )
@@ -309,10 +310,11 @@ begin
   v_spendable := v_from_held + v_from_available + v_paid;
   insert into public.credit_transactions as t
     (user_id, type, amount_micros, spendable_micros, debt_micros, receivable_micros, system_account, released_micros,
-     remainder_micros, idempotency_key, reason, actor, provider, model, request_id)
+     remainder_micros, key_cost_micros, idempotency_key, reason, actor, provider, model, request_id)
   values (p_user_id, p_type, -charged_micros, -v_spendable, v_paid - owed_micros,
           case when v.is_uncapped then -charged_micros else 0 end, 'spent', p_held_micros,
-          v.carried_micros - charged_micros, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
+          v.carried_micros - charged_micros, case when p_is_key_in_use then p_cost_micros else 0 end, p_idempotency_key,
+          p_reason, 'credits', p_provider, p_model, p_request_id)
   returning t.id into transaction_id;
   if v_spendable > 0 then
     -- Nearly always the lot that is spent next has enough.
@@ -326,7 +328,7 @@ begin
   end if;
 end
 $$;
-revoke all on function doorkey.post_charge(uuid, numeric, bigint, bigint, text, text, text, text, text, text)
+revoke all on function doorkey.post_charge(uuid, numeric, bigint, bigint, text, text, text, text, text, boolean, text)
   from public, anon, authenticated, service_role;
 
 -- A price by tokens may be more than the cost that the key was charged: then what is left is less than the key may still
@@ -399,16 +401,7 @@ begin
   end if;
   v_charge := doorkey.post_charge(
     v_hold.user_id, p_cost_micros, p_tokens, v_hold.held_micros, 'usage', 'hold:' || p_hold_id, 'Call', p_provider,
-    p_model, p_request_id);
-  with charged as (
-    update public.openrouter_user_keys as k
-       set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
-           -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
-           -- it spent besides would look as if it were this. The next time it says so, it is right again.
-           reported_usage_micros = k.reported_usage_micros + case
-             when k.retires_at is not null or k.status = 'deleted' then ceil(p_cost_micros) else 0 end
-     where k.key_hash = v_hold.key_hash
-  )
+    p_model, not v_hold.is_of_another_key, p_request_id);
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
          cost_micros = p_cost_micros, tokens = p_tokens, price_micros = v_charge.price_micros,
@@ -416,6 +409,12 @@ begin
          closed_at = coalesce(h.closed_at, now()), settled_at = now()
    where h.id = p_hold_id;
   if v_hold.is_of_another_key then
+    -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what it
+    -- spent besides would look as if it were this. The next time it says so, it is right again.
+    update public.openrouter_user_keys as k
+       set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
+           reported_usage_micros = k.reported_usage_micros + ceil(p_cost_micros)
+     where k.key_hash = v_hold.key_hash;
     perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
   end if;
   if v_charge.is_above_cost then

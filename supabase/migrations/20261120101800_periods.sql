@@ -52,7 +52,7 @@ as $$
     -- What is left of a lot is less each time.
     returning l.id as lot_id, l.user_id, t.micros, format('lot:%s:%s', l.id, l.remaining_micros) as key
   ), kept as (
-    select t.*, p.markup, p.is_uncapped,
+    select t.*, p.markup, p.is_uncapped, a.key_cost_micros,
            least(a.available_micros + a.held_micros - a.debt_micros - sum(t.micros) over (partition by t.user_id),
                  p.monthly_cap_micros - a.period_spent_micros) - a.remainder_micros as spendable_micros
       from taken as t
@@ -67,7 +67,7 @@ as $$
               where o.user_id = k.user_id
                 and (o.status = 'deleted' or o.retires_at is not null or o.confirm_at is not null
                      or o.limit_micros is null
-                     or (o.limit_micros - o.charged_cost_micros) * k.markup > k.spendable_micros))) as is_out
+                     or (o.limit_micros - o.charged_cost_micros - k.key_cost_micros) * k.markup > k.spendable_micros))) as is_out
       from (select * from kept order by lot_id) as k
   ), posted as (
     insert into public.credit_transactions

@@ -132,10 +132,12 @@ create or replace function doorkey.post_unheld_cost(
 language plpgsql security definer set search_path = ''
 as $$
 declare
+  v_is_in_use constant boolean := doorkey.is_key_in_use(p_user_id, p_key_hash);
   v_charge record;
 begin
   v_charge := doorkey.post_charge(
-    p_user_id, p_cost_micros, null, 0, 'usage', p_idempotency_key, 'Use without a receipt', null, null, p_request_id);
+    p_user_id, p_cost_micros, null, 0, 'usage', p_idempotency_key, 'Use without a receipt', null, null, v_is_in_use,
+    p_request_id);
   insert into doorkey.unheld_costs (transaction_id, key_hash, day, cost_micros, markup, charged_micros, owed_micros)
   select v_charge.transaction_id, p_key_hash, p_day, p_cost_micros, p.markup, v_charge.charged_micros,
          v_charge.owed_micros
@@ -146,7 +148,7 @@ begin
      set unseen_micros = u.unseen_micros + excluded.unseen_micros,
          unseen_charged_micros = u.unseen_charged_micros + excluded.unseen_charged_micros;
   update public.openrouter_user_keys as k set charged_cost_micros = k.charged_cost_micros + p_cost_micros
-   where k.key_hash = p_key_hash;
+   where k.key_hash = p_key_hash and not v_is_in_use;
 end
 $$;
 revoke all on function doorkey.post_unheld_cost(uuid, text, date, numeric, text, text)
@@ -302,6 +304,7 @@ declare
   v_receivable bigint;
   v_paid bigint;
   v_id bigint;
+  v_is_in_use constant boolean := doorkey.is_key_in_use(p_user_id, p_key_hash);
 begin
   select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
   v_carried := v_account.remainder_micros;
@@ -324,9 +327,10 @@ begin
   v_paid := least(v_back - v_receivable, v_account.debt_micros);
   insert into public.credit_transactions
     (user_id, type, amount_micros, spendable_micros, debt_micros, receivable_micros, system_account, remainder_micros,
-     idempotency_key, reason, actor, request_id)
+     key_cost_micros, idempotency_key, reason, actor, request_id)
   select p_user_id, 'adjustment', v_back, v_back - v_receivable - v_paid, v_paid, v_receivable, 'spent',
-         v_carried + v_back, format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
+         v_carried + v_back, case when v_is_in_use then -p_cost_micros else 0 end,
+         format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
          'A receipt came for what was charged without one', 'credits', p_request_id
     from doorkey.key_usage as u where u.key_hash = p_key_hash
   returning id into strict v_id;
@@ -349,7 +353,7 @@ begin
          -- The late receipt was added to what a replaced key had said; what it said had it already.
          reported_usage_micros = case when k.retires_at is null and k.status <> 'deleted' then k.reported_usage_micros
            else least(k.reported_usage_micros, ceil(greatest(u.reported_micros, k.charged_cost_micros - p_cost_micros))) end
-    from doorkey.key_usage as u where k.key_hash = p_key_hash and u.key_hash = k.key_hash;
+    from doorkey.key_usage as u where k.key_hash = p_key_hash and u.key_hash = k.key_hash and not v_is_in_use;
 end
 $$;
 revoke all on function doorkey.return_unseen(uuid, text, numeric, text) from public, anon, authenticated, service_role;
@@ -382,7 +386,7 @@ begin
   end if;
   select * into strict v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
   select * into strict v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash;
-  v_difference := v_usage.reported_micros - v_key.charged_cost_micros;
+  v_difference := v_usage.reported_micros - doorkey.cost_of_key(p_key_hash);
   -- A call that was in flight when U was read need not be in it.
   v_surplus := least(v_usage.unseen_micros, -v_difference - (
     select coalesce(sum(h.cost_micros), 0) from doorkey.credit_holds as h
@@ -580,9 +584,9 @@ begin
                      else false end;
 
   for v_key in
-    select u.key_hash from doorkey.key_usage as u join public.openrouter_user_keys as k on k.key_hash = u.key_hash
+    select u.key_hash from doorkey.key_usage as u join doorkey.key_costs as c on c.key_hash = u.key_hash
      where u.key_hash = any (p_key_hashes)
-       and (abs(u.reported_micros - k.charged_cost_micros) > c_tolerance or u.surplus_since is not null)
+       and (abs(u.reported_micros - c.cost_micros) > c_tolerance or u.surplus_since is not null)
     union
     (select u.key_hash from doorkey.key_usage as u
       where u.is_open and u.looked_at < now() - interval '1 hour' order by u.looked_at limit 100)

@@ -51,11 +51,10 @@ begin
     v_allowed := coalesce(v_allowed, 0);
     -- Read, and not charged yet: the account was busy. (Receipts since then are charged, and U may not have them.)
     if v_usage.looked_at < v_usage.read_at then
-      select greatest(v_usage.reported_micros - k.charged_cost_micros + coalesce(sum(h.cost_micros), 0), 0)
+      select greatest(v_usage.reported_micros - doorkey.cost_of_key(p_key_hash) + coalesce(sum(h.cost_micros), 0), 0)
         into v_uncharged
-        from public.openrouter_user_keys as k
-        left join doorkey.credit_holds as h on h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at > v_usage.read_at
-       where k.key_hash = p_key_hash group by k.charged_cost_micros;
+        from doorkey.credit_holds as h
+       where h.key_hash = p_key_hash and h.state = 'settled' and h.settled_at > v_usage.read_at;
     end if;
     return case when p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'
                 when p_difference <= v_allowed + v_uncharged + doorkey.usage_tolerance() then 'unseen'
