@@ -62,6 +62,18 @@ create type "doorkey"."system_account" as enum (
   'expired'
 );
 
+-- doorkey.transaction_type
+
+create type "doorkey"."transaction_type" as enum (
+  'purchase',
+  'bonus',
+  'refund',
+  'adjustment',
+  'usage',
+  'expiry',
+  'renewal'
+);
+
 -- public.credit_accounts
 
 create table "public"."credit_accounts" (
@@ -74,6 +86,7 @@ create table "public"."credit_accounts" (
   "debt_micros"                 bigint                   not null default 0,
   "receivable_micros"           bigint                   not null default 0,
   "remainder_micros"            numeric                  not null default 0,
+  "key_cost_micros"             numeric                  not null default 0,
   "period_started_at"           timestamp with time zone,
   "period_ends_at"              timestamp with time zone,
   "period_number"               integer                  not null default 0,
@@ -89,6 +102,7 @@ create table "public"."credit_accounts" (
   constraint "credit_accounts_check" check (((period_started_at IS NULL) = (period_ends_at IS NULL))),
   constraint "credit_accounts_debt_micros_check" check ((debt_micros >= 0)),
   constraint "credit_accounts_held_micros_check" check ((held_micros >= 0)),
+  constraint "credit_accounts_key_cost_micros_check" check ((key_cost_micros >= (0)::numeric)),
   constraint "credit_accounts_leaving_micros_check" check ((leaving_micros >= 0)),
   constraint "credit_accounts_period_number_check" check ((period_number >= 0)),
   constraint "credit_accounts_pkey" primary key (user_id),
@@ -129,7 +143,6 @@ grant select on table "public"."credit_accounts" to "service_role";
 create table "public"."credit_transactions" (
   "id"                bigint                   generated always as identity not null,
   "user_id"           uuid                     not null,
-  "type"              text                     not null,
   "amount_micros"     bigint                   not null,
   "spendable_micros"  bigint                   not null default 0,
   "leaving_micros"    bigint                   not null default 0,
@@ -137,22 +150,18 @@ create table "public"."credit_transactions" (
   "receivable_micros" bigint                   not null default 0,
   "released_micros"   bigint                   not null default 0,
   "remainder_micros"  numeric,
-  "idempotency_key"   text                     not null,
-  "reason"            text                     not null,
-  "actor"             text                     not null,
+  "key_cost_micros"   numeric                  not null default 0,
+  "idempotency_key"   character varying(200)   not null,
+  "reason"            character varying(500)   not null,
+  "actor"             character varying(200)   not null,
   "provider"          text,
   "model"             text,
   "request_id"        text,
   "created_at"        timestamp with time zone not null default now(),
-  constraint "credit_transactions_actor_check" check (((length(actor) >= 1) AND (length(actor) <= 200))),
-  constraint "credit_transactions_idempotency_key_check" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
-  constraint "credit_transactions_once" unique (type, idempotency_key),
   constraint "credit_transactions_pkey" primary key (id),
-  constraint "credit_transactions_reason_check" check (((length(reason) >= 1) AND (length(reason) <= 500))),
-  constraint "credit_transactions_type_check"
-    check ((type = ANY (ARRAY['purchase'::text, 'bonus'::text, 'refund'::text, 'adjustment'::text, 'usage'::text, 'expiry'::text, 'renewal'::text]))),
   constraint "credit_transactions_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
-  constraint "entries_sum_to_zero" check ((amount_micros = (((spendable_micros + leaving_micros) + debt_micros) + receivable_micros)))
+  constraint "entries_sum_to_zero" check ((amount_micros = (((spendable_micros + leaving_micros) + debt_micros) + receivable_micros))),
+  constraint "says_why_and_who" check (((LEAST(idempotency_key, reason, actor))::text <> ''::text))
 );
 
 alter table "public"."credit_transactions"
@@ -160,6 +169,12 @@ alter table "public"."credit_transactions"
 
 alter table "public"."credit_transactions"
   add column "system_account" doorkey.system_account not null;
+
+alter table "public"."credit_transactions"
+  add column "type" doorkey.transaction_type not null;
+
+alter table "public"."credit_transactions"
+  add constraint "credit_transactions_once" unique (type, idempotency_key);
 
 create index credit_transactions_user on public.credit_transactions using btree (user_id, type, created_at desc, id desc);
 
@@ -411,7 +426,7 @@ create table "doorkey"."credit_holds" (
   "key_hash"               text                     not null,
   "amount_micros"          bigint                   not null,
   "held_micros"            bigint                   not null,
-  "idempotency_key"        text                     not null,
+  "idempotency_key"        character varying(200)   not null,
   "request_id"             text,
   "available_after_micros" bigint                   not null,
   "provider"               text,
@@ -432,7 +447,8 @@ create table "doorkey"."credit_holds" (
     (GREATEST(cost_micros, price_micros) < 'Infinity'::numeric))),
   constraint "credit_holds_pkey" primary key (id),
   constraint "ends_after_its_beginning" check ((expires_at > created_at)),
-  constraint "idempotency_key_is_short" check (((length(idempotency_key) >= 1) AND (length(idempotency_key) <= 200))),
+  constraint "idempotency_key_is_one" check (((idempotency_key)::text <> ''::text)),
+  constraint "keeps_all_or_nothing_and_only_while_open" check (((held_micros = 0) OR ((held_micros = amount_micros) AND (closed_at IS NULL)))),
   constraint "one_hold_for_each_key_of_a_user" unique (user_id, idempotency_key)
 );
 
@@ -441,9 +457,6 @@ alter table "doorkey"."credit_holds"
 
 alter table "doorkey"."credit_holds"
   add column "state" doorkey.hold_state not null default 'open'::doorkey.hold_state;
-
-alter table "doorkey"."credit_holds"
-  add constraint "keeps_all_or_nothing_and_only_while_open" check (((held_micros = 0) OR ((held_micros = amount_micros) AND (state = 'open'::doorkey.hold_state))));
 
 alter table "doorkey"."credit_holds"
   add constraint "open_exactly_until_closed" check (((state = 'open'::doorkey.hold_state) = (closed_at IS NULL)));
@@ -473,12 +486,10 @@ create table "doorkey"."credit_lots" (
   "expires_at"       timestamp with time zone,
   "is_allowance"     boolean                  not null default false,
   "created_at"       timestamp with time zone not null default now(),
-  constraint "credit_lots_amount_micros_check" check ((amount_micros > 0)),
-  constraint "credit_lots_check1" check (((withdrawn_micros >= 0) AND (withdrawn_micros <= (amount_micros - remaining_micros)))),
-  constraint "credit_lots_check2" check (((NOT is_allowance) OR (expires_at IS NOT NULL))),
-  constraint "credit_lots_check" check (((remaining_micros >= 0) AND (remaining_micros <= amount_micros))),
+  constraint "credit_lots_check" check (((NOT is_allowance) OR (expires_at IS NOT NULL))),
   constraint "credit_lots_pkey" primary key (id),
   constraint "credit_lots_transaction_id_key" unique (transaction_id),
+  constraint "parts_are_possible" check ((LEAST((amount_micros - 1), remaining_micros, withdrawn_micros, ((amount_micros - remaining_micros) - withdrawn_micros)) >= 0)),
   constraint "credit_lots_user_id_fkey" foreign key (user_id) references public.credit_accounts(user_id),
   constraint "credit_lots_transaction_id_fkey" foreign key (transaction_id) references public.credit_transactions(id)
 );
@@ -1046,6 +1057,19 @@ create index welcomes_held on doorkey.welcomes using btree (created_at, user_id)
 
 create index welcomes_referrer on doorkey.welcomes using btree (referrer_id)
   where (referrer_id is not null);
+
+-- doorkey.key_costs
+
+create view "doorkey"."key_costs" with (security_invoker=true) AS  SELECT k.key_hash,
+    k.user_id,
+    (k.charged_cost_micros + COALESCE(
+        CASE
+            WHEN (w.key_hash = k.key_hash) THEN a.key_cost_micros
+            ELSE NULL::numeric
+        END, (0)::numeric)) AS cost_micros
+   FROM ((public.openrouter_user_keys k
+     LEFT JOIN doorkey.provisioning w ON ((w.user_id = k.user_id)))
+     LEFT JOIN public.credit_accounts a ON ((a.user_id = k.user_id)));
 
 -- doorkey.ledger_entries
 
@@ -2693,6 +2717,7 @@ begin
          debt_micros = c.debt_micros - new.debt_micros,
          receivable_micros = c.receivable_micros - new.receivable_micros,
          remainder_micros = coalesce(new.remainder_micros, c.remainder_micros),
+         key_cost_micros = c.key_cost_micros + new.key_cost_micros,
          period_spent_micros = c.period_spent_micros
            - case new.system_account when 'spent' then new.amount_micros else 0 end,
          last_transaction_id = new.id,
@@ -3065,11 +3090,10 @@ begin
     v_allowed := coalesce(v_allowed, 0);
     -- Read, and not charged yet: the account was busy. (Receipts since then are charged, and U may not have them.)
     if v_usage.looked_at < v_usage.read_at then
-      select greatest(v_usage.reported_micros - k.charged_cost_micros + coalesce(sum(h.cost_micros), 0), 0)
+      select greatest(v_usage.reported_micros - doorkey.cost_of_key(p_key_hash) + coalesce(sum(h.cost_micros), 0), 0)
         into v_uncharged
-        from public.openrouter_user_keys as k
-        left join doorkey.credit_holds as h on h.key_hash = k.key_hash and h.state = 'settled' and h.settled_at > v_usage.read_at
-       where k.key_hash = p_key_hash group by k.charged_cost_micros;
+        from doorkey.credit_holds as h
+       where h.key_hash = p_key_hash and h.state = 'settled' and h.settled_at > v_usage.read_at;
     end if;
     return case when p_difference <= v_allowed + doorkey.usage_tolerance() then 'in_flight'
                 when p_difference <= v_allowed + v_uncharged + doorkey.usage_tolerance() then 'unseen'
@@ -3692,6 +3716,20 @@ $function$;
 
 revoke all on function "doorkey"."cost_in_flight"(text, numeric) from public;
 
+-- doorkey.cost_of_key
+
+create or replace function doorkey.cost_of_key (
+  p_key_hash text
+)
+  returns numeric
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$ begin return (select c.cost_micros from doorkey.key_costs as c where c.key_hash = p_key_hash); end $function$;
+
+revoke all on function "doorkey"."cost_of_key"(text) from public;
+
 -- doorkey.count_sealed_secrets
 
 create or replace function doorkey.count_sealed_secrets()
@@ -4057,7 +4095,7 @@ revoke all on function "doorkey"."due_provisioning"(integer) from public;
 -- doorkey.end_of
 
 create or replace function doorkey.end_of (
-  p_type text
+  p_type doorkey.transaction_type
 )
   returns doorkey.system_account
   language sql
@@ -4068,7 +4106,7 @@ create or replace function doorkey.end_of (
   select case when p_type in ('expiry', 'renewal') then 'expired' else 'granted' end::doorkey.system_account;
 $function$;
 
-revoke all on function "doorkey"."end_of"(text) from public;
+revoke all on function "doorkey"."end_of"(doorkey.transaction_type) from public;
 
 -- doorkey.end_welcome_offer
 
@@ -4385,8 +4423,12 @@ begin
   if v_key.key_hash is null or v_key.status = 'deleted' then
     raise exception 'provisioning of % has another key', p_user_id;
   end if;
-  -- As there.
-  perform from public.credit_accounts as a where a.user_id = p_user_id and a.leaving_micros > 0 for no key update;
+  -- As there; and nobody charges a key while it ceases to be the one in use.
+  perform from public.credit_accounts as a
+    where a.user_id = p_user_id and (a.leaving_micros > 0 or v_row.key_hash = p_key_hash) for no key update;
+  if v_row.key_hash = p_key_hash then
+    perform doorkey.take_key_cost(p_user_id, p_key_hash);
+  end if;
   update doorkey.provisioning as p set key_hash = null, rotation_grace_seconds = null
    where p.user_id = p_user_id and p.key_hash = p_key_hash;
   -- Nobody will ever need it again.
@@ -4611,6 +4653,7 @@ begin
   if v_row.key_hash is not null then
     -- A hold is bound to the key in use: either it is there by now, or it finds the new key.
     perform doorkey.lock_account(p_user_id);
+    perform doorkey.take_key_cost(p_user_id, v_row.key_hash);
   end if;
   update public.openrouter_user_keys as k
      set retires_at = now() + make_interval(secs => v_row.rotation_grace_seconds), updated_at = now(),
@@ -4763,7 +4806,7 @@ revoke all on function "doorkey"."give_or_promise"(uuid, uuid, text, bigint, int
 
 create or replace function doorkey.grant_credits (
   p_user_id         uuid,
-  p_type            text,
+  p_type            doorkey.transaction_type,
   p_amount_micros   bigint,
   p_idempotency_key text,
   p_reason          text,
@@ -4783,7 +4826,7 @@ begin
 end
 $function$;
 
-revoke all on function "doorkey"."grant_credits"(uuid, text, bigint, text, text, text, timestamp with time zone, text) from public;
+revoke all on function "doorkey"."grant_credits"(uuid, doorkey.transaction_type, bigint, text, text, text, timestamp with time zone, text) from public;
 
 -- doorkey.grant_promised_credits
 
@@ -5089,6 +5132,21 @@ revoke all on function "doorkey"."hold_provisioning"(uuid, integer, text, text) 
 
 grant execute on function "doorkey"."hold_provisioning"(uuid, integer, text, text) to "service_role";
 
+-- doorkey.is_key_in_use
+
+create or replace function doorkey.is_key_in_use (
+  p_user_id  uuid,
+  p_key_hash text
+)
+  returns boolean
+  language plpgsql
+  stable
+  security definer
+  set search_path to ''
+  AS $function$ begin return exists (select from doorkey.provisioning as w where w.user_id = p_user_id and w.key_hash = p_key_hash); end $function$;
+
+revoke all on function "doorkey"."is_key_in_use"(uuid, text) from public;
+
 -- doorkey.is_limit_to_be_lowered
 
 create or replace function doorkey.is_limit_to_be_lowered (
@@ -5113,7 +5171,7 @@ revoke all on function "doorkey"."is_limit_to_be_lowered"(uuid) from public;
 -- doorkey.is_posted
 
 create or replace function doorkey.is_posted (
-  p_type         text,
+  p_type         doorkey.transaction_type,
   p_operator_key text
 )
   returns boolean
@@ -5126,7 +5184,7 @@ create or replace function doorkey.is_posted (
                   where t.type = p_type and t.idempotency_key = 'operator:' || p_operator_key);
 $function$;
 
-revoke all on function "doorkey"."is_posted"(text, text) from public;
+revoke all on function "doorkey"."is_posted"(doorkey.transaction_type, text) from public;
 
 -- doorkey.is_retirement_over
 
@@ -5181,7 +5239,7 @@ begin
   end if;
   select * into strict v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
   select * into strict v_usage from doorkey.key_usage as u where u.key_hash = p_key_hash;
-  v_difference := v_usage.reported_micros - v_key.charged_cost_micros;
+  v_difference := v_usage.reported_micros - doorkey.cost_of_key(p_key_hash);
   -- A call that was in flight when U was read need not be in it.
   v_surplus := least(v_usage.unseen_micros, -v_difference - (
     select coalesce(sum(h.cost_micros), 0) from doorkey.credit_holds as h
@@ -5243,6 +5301,7 @@ declare
   v_markup numeric;
   v_share numeric;
   v_elsewhere numeric;
+  v_cost numeric;
   v_key public.openrouter_user_keys;
 begin
   -- strict: without an account there is no limit to speak of, and "no limit" must never come of that.
@@ -5255,7 +5314,7 @@ begin
     return;
   end if;
   select * into v_key from public.openrouter_user_keys as k where k.key_hash = p_key_hash;
-  v_key.charged_cost_micros := coalesce(v_key.charged_cost_micros, 0);
+  v_cost := coalesce(doorkey.cost_of_key(p_key_hash), 0);
   if v_key.retires_at is not null then
     v_share := case when doorkey.is_retirement_over(p_user_id, v_key.retires_at) then 0
                     else doorkey.held_through(v_key.key_hash) end;
@@ -5264,20 +5323,20 @@ begin
     -- what began before may still come to be billed.
     select coalesce(sum(greatest(
              case when o.status = 'deleted' then 0
-                  else (coalesce(o.limit_micros::numeric, 'infinity') - o.charged_cost_micros) * v_markup end,
-             greatest(o.reported_usage_micros - o.charged_cost_micros, 0) * v_markup
+                  else (coalesce(o.limit_micros::numeric, 'infinity') - c.cost_micros) * v_markup end,
+             greatest(o.reported_usage_micros - c.cost_micros, 0) * v_markup
              + doorkey.held_through(o.key_hash))), 0)
       into v_elsewhere
-      from public.openrouter_user_keys as o
+      from public.openrouter_user_keys as o join doorkey.key_costs as c on c.key_hash = o.key_hash
      where o.user_id = p_user_id and o.key_hash is distinct from p_key_hash;
     if v_elsewhere = 'infinity' then
-      limit_micros := floor(v_key.charged_cost_micros);
+      limit_micros := floor(v_cost);
       return;
     end if;
     v_share := v_share - v_elsewhere;
   end if;
   -- div, on one fraction: a quotient rounded to some places first may come out a micro-dollar too high.
-  limit_micros := div(greatest(v_key.charged_cost_micros * v_markup + v_share, 0), v_markup);
+  limit_micros := div(greatest(v_cost * v_markup + v_share, 0), v_markup);
 end
 $function$;
 
@@ -6492,7 +6551,7 @@ create or replace function doorkey.open_books (
     from unnest(p_user_ids) as u (id)
    cross join lateral (select * from public.credit_accounts as b where b.user_id = u.id limit 1) as a
    cross join lateral (
-     select sum(k.charged_cost_micros) as charged_cost, sum(doorkey.held_through(k.key_hash)) as held,
+     select a.key_cost_micros + sum(k.charged_cost_micros) as charged_cost, sum(doorkey.held_through(k.key_hash)) as held,
             sum(g.unseen_micros) as unseen, sum(n.cost) as unheld_cost, sum(n.price) as unheld_price
        from public.openrouter_user_keys as k
        left join lateral (select * from doorkey.key_usage as x where x.key_hash = k.key_hash limit 1) as g on true
@@ -6614,11 +6673,12 @@ create or replace function doorkey.post_charge (
   p_cost_micros     numeric,
   p_tokens          bigint,
   p_held_micros     bigint,
-  p_type            text,
+  p_type            doorkey.transaction_type,
   p_idempotency_key text,
   p_reason          text,
   p_provider        text,
   p_model           text,
+  p_is_key_in_use   boolean,
   p_request_id      text,
   OUT               price_micros numeric,
   OUT               charged_micros bigint,
@@ -6664,10 +6724,11 @@ begin
   v_spendable := v_from_held + v_from_available + v_paid;
   insert into public.credit_transactions as t
     (user_id, type, amount_micros, spendable_micros, debt_micros, receivable_micros, system_account, released_micros,
-     remainder_micros, idempotency_key, reason, actor, provider, model, request_id)
+     remainder_micros, key_cost_micros, idempotency_key, reason, actor, provider, model, request_id)
   values (p_user_id, p_type, -charged_micros, -v_spendable, v_paid - owed_micros,
           case when v.is_uncapped then -charged_micros else 0 end, 'spent', p_held_micros,
-          v.carried_micros - charged_micros, p_idempotency_key, p_reason, 'credits', p_provider, p_model, p_request_id)
+          v.carried_micros - charged_micros, case when p_is_key_in_use then p_cost_micros else 0 end, p_idempotency_key,
+          p_reason, 'credits', p_provider, p_model, p_request_id)
   returning t.id into transaction_id;
   if v_spendable > 0 then
     -- Nearly always the lot that is spent next has enough.
@@ -6682,7 +6743,7 @@ begin
 end
 $function$;
 
-revoke all on function "doorkey"."post_charge"(uuid, numeric, bigint, bigint, text, text, text, text, text, text) from public;
+revoke all on function "doorkey"."post_charge"(uuid, numeric, bigint, bigint, doorkey.transaction_type, text, text, text, text, boolean, text) from public;
 
 -- doorkey.post_credits
 
@@ -6709,6 +6770,7 @@ declare
   v_before public.credit_accounts;
   v_after public.credit_accounts;
   v_is_repeat boolean;
+  v_type doorkey.transaction_type;
   v_id bigint;
   v_owed bigint := 0;
 begin
@@ -6722,9 +6784,10 @@ begin
     raise sqlstate 'PT422' using message = 'amount_out_of_range',
       hint = 'Post 1 to 1000000000000 micro-dollars, or as many with a minus sign; a purchase is positive.';
   end if;
+  v_type := p_type;
   perform doorkey.want(p_user_id);
   v_before := doorkey.lock_account(p_user_id);
-  v_is_repeat := doorkey.is_posted(p_type, p_idempotency_key);
+  v_is_repeat := doorkey.is_posted(v_type, p_idempotency_key);
   if p_expires_at is not null and (p_amount_micros < 0 or (p_expires_at <= now() and not v_is_repeat)) then
     raise sqlstate 'PT422' using message = 'posting_invalid', hint = 'Only what is given can expire, and later.';
   end if;
@@ -6735,10 +6798,10 @@ begin
   end if;
   if p_amount_micros < 0 then
     select t.transaction_id, t.owed_micros into v_id, v_owed
-      from doorkey.take_credits(p_user_id, p_type, -p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
+      from doorkey.take_credits(p_user_id, v_type, -p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
                                 p_actor, p_request_id, null) as t;
   else
-    v_id := doorkey.grant_credits(p_user_id, p_type, p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
+    v_id := doorkey.grant_credits(p_user_id, v_type, p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
                                   p_actor, p_expires_at, p_request_id);
     if (select l.expires_at from doorkey.credit_lots as l where l.transaction_id = v_id)
        is distinct from p_expires_at then
@@ -6765,7 +6828,7 @@ grant execute on function "doorkey"."post_credits"(uuid, text, bigint, text, tex
 
 create or replace function doorkey.post_grant (
   p_user_id         uuid,
-  p_type            text,
+  p_type            doorkey.transaction_type,
   p_amount_micros   bigint,
   p_idempotency_key text,
   p_reason          text,
@@ -6809,7 +6872,7 @@ begin
 end
 $function$;
 
-revoke all on function "doorkey"."post_grant"(uuid, text, bigint, text, text, text, timestamp with time zone, smallint, text) from public;
+revoke all on function "doorkey"."post_grant"(uuid, doorkey.transaction_type, bigint, text, text, text, timestamp with time zone, smallint, text) from public;
 
 -- doorkey.post_out_leaving
 
@@ -6894,10 +6957,12 @@ create or replace function doorkey.post_unheld_cost (
   set search_path to ''
   AS $function$
 declare
+  v_is_in_use constant boolean := doorkey.is_key_in_use(p_user_id, p_key_hash);
   v_charge record;
 begin
   v_charge := doorkey.post_charge(
-    p_user_id, p_cost_micros, null, 0, 'usage', p_idempotency_key, 'Use without a receipt', null, null, p_request_id);
+    p_user_id, p_cost_micros, null, 0, 'usage', p_idempotency_key, 'Use without a receipt', null, null, v_is_in_use,
+    p_request_id);
   insert into doorkey.unheld_costs (transaction_id, key_hash, day, cost_micros, markup, charged_micros, owed_micros)
   select v_charge.transaction_id, p_key_hash, p_day, p_cost_micros, p.markup, v_charge.charged_micros,
          v_charge.owed_micros
@@ -6908,7 +6973,7 @@ begin
      set unseen_micros = u.unseen_micros + excluded.unseen_micros,
          unseen_charged_micros = u.unseen_charged_micros + excluded.unseen_charged_micros;
   update public.openrouter_user_keys as k set charged_cost_micros = k.charged_cost_micros + p_cost_micros
-   where k.key_hash = p_key_hash;
+   where k.key_hash = p_key_hash and not v_is_in_use;
 end
 $function$;
 
@@ -7286,9 +7351,9 @@ begin
                      else false end;
 
   for v_key in
-    select u.key_hash from doorkey.key_usage as u join public.openrouter_user_keys as k on k.key_hash = u.key_hash
+    select u.key_hash from doorkey.key_usage as u join doorkey.key_costs as c on c.key_hash = u.key_hash
      where u.key_hash = any (p_key_hashes)
-       and (abs(u.reported_micros - k.charged_cost_micros) > c_tolerance or u.surplus_since is not null)
+       and (abs(u.reported_micros - c.cost_micros) > c_tolerance or u.surplus_since is not null)
     union
     (select u.key_hash from doorkey.key_usage as u
       where u.is_open and u.looked_at < now() - interval '1 hour' order by u.looked_at limit 100)
@@ -7875,6 +7940,7 @@ declare
   v_receivable bigint;
   v_paid bigint;
   v_id bigint;
+  v_is_in_use constant boolean := doorkey.is_key_in_use(p_user_id, p_key_hash);
 begin
   select * into strict v_account from public.credit_accounts as a where a.user_id = p_user_id;
   v_carried := v_account.remainder_micros;
@@ -7897,9 +7963,10 @@ begin
   v_paid := least(v_back - v_receivable, v_account.debt_micros);
   insert into public.credit_transactions
     (user_id, type, amount_micros, spendable_micros, debt_micros, receivable_micros, system_account, remainder_micros,
-     idempotency_key, reason, actor, request_id)
+     key_cost_micros, idempotency_key, reason, actor, request_id)
   select p_user_id, 'adjustment', v_back, v_back - v_receivable - v_paid, v_paid, v_receivable, 'spent',
-         v_carried + v_back, format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
+         v_carried + v_back, case when v_is_in_use then -p_cost_micros else 0 end,
+         format('unseen:returned:%s:%s', p_key_hash, trim_scale(u.unseen_returned_micros)),
          'A receipt came for what was charged without one', 'credits', p_request_id
     from doorkey.key_usage as u where u.key_hash = p_key_hash
   returning id into strict v_id;
@@ -7922,7 +7989,7 @@ begin
          -- The late receipt was added to what a replaced key had said; what it said had it already.
          reported_usage_micros = case when k.retires_at is null and k.status <> 'deleted' then k.reported_usage_micros
            else least(k.reported_usage_micros, ceil(greatest(u.reported_micros, k.charged_cost_micros - p_cost_micros))) end
-    from doorkey.key_usage as u where k.key_hash = p_key_hash and u.key_hash = k.key_hash;
+    from doorkey.key_usage as u where k.key_hash = p_key_hash and u.key_hash = k.key_hash and not v_is_in_use;
 end
 $function$;
 
@@ -8414,16 +8481,7 @@ begin
   end if;
   v_charge := doorkey.post_charge(
     v_hold.user_id, p_cost_micros, p_tokens, v_hold.held_micros, 'usage', 'hold:' || p_hold_id, 'Call', p_provider,
-    p_model, p_request_id);
-  with charged as (
-    update public.openrouter_user_keys as k
-       set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
-           -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what
-           -- it spent besides would look as if it were this. The next time it says so, it is right again.
-           reported_usage_micros = k.reported_usage_micros + case
-             when k.retires_at is not null or k.status = 'deleted' then ceil(p_cost_micros) else 0 end
-     where k.key_hash = v_hold.key_hash
-  )
+    p_model, not v_hold.is_of_another_key, p_request_id);
   update doorkey.credit_holds as h
      set state = 'settled', held_micros = 0, provider = p_provider, model = p_model, generation_id = p_generation_id,
          cost_micros = p_cost_micros, tokens = p_tokens, price_micros = v_charge.price_micros,
@@ -8431,6 +8489,12 @@ begin
          closed_at = coalesce(h.closed_at, now()), settled_at = now()
    where h.id = p_hold_id;
   if v_hold.is_of_another_key then
+    -- A key that was replaced may have said what it had spent before this call was billed. Taken for sure: else what it
+    -- spent besides would look as if it were this. The next time it says so, it is right again.
+    update public.openrouter_user_keys as k
+       set charged_cost_micros = k.charged_cost_micros + p_cost_micros,
+           reported_usage_micros = k.reported_usage_micros + ceil(p_cost_micros)
+     where k.key_hash = v_hold.key_hash;
     perform doorkey.follow_key(v_hold.user_id, v_hold.key_hash);
   end if;
   if v_charge.is_above_cost then
@@ -8886,7 +8950,7 @@ grant execute on function "doorkey"."store_connection"(text, text, text, text) t
 
 create or replace function doorkey.take_credits (
   p_user_id         uuid,
-  p_type            text,
+  p_type            doorkey.transaction_type,
   p_amount_micros   bigint,
   p_idempotency_key text,
   p_reason          text,
@@ -8952,14 +9016,14 @@ begin
 end
 $function$;
 
-revoke all on function "doorkey"."take_credits"(uuid, text, bigint, text, text, text, text, bigint) from public;
+revoke all on function "doorkey"."take_credits"(uuid, doorkey.transaction_type, bigint, text, text, text, text, bigint) from public;
 
 -- doorkey.take_from_lots
 
 create or replace function doorkey.take_from_lots (
   p_lot_ids        bigint[],
   p_amounts_micros bigint[],
-  p_type           text,
+  p_type           doorkey.transaction_type,
   p_reason         text,
   p_actor          text,
   p_request_id     text
@@ -8977,7 +9041,7 @@ create or replace function doorkey.take_from_lots (
     -- What is left of a lot is less each time.
     returning l.id as lot_id, l.user_id, t.micros, format('lot:%s:%s', l.id, l.remaining_micros) as key
   ), kept as (
-    select t.*, p.markup, p.is_uncapped,
+    select t.*, p.markup, p.is_uncapped, a.key_cost_micros,
            least(a.available_micros + a.held_micros - a.debt_micros - sum(t.micros) over (partition by t.user_id),
                  p.monthly_cap_micros - a.period_spent_micros) - a.remainder_micros as spendable_micros
       from taken as t
@@ -8992,7 +9056,7 @@ create or replace function doorkey.take_from_lots (
               where o.user_id = k.user_id
                 and (o.status = 'deleted' or o.retires_at is not null or o.confirm_at is not null
                      or o.limit_micros is null
-                     or (o.limit_micros - o.charged_cost_micros) * k.markup > k.spendable_micros))) as is_out
+                     or (o.limit_micros - o.charged_cost_micros - k.key_cost_micros) * k.markup > k.spendable_micros))) as is_out
       from (select * from kept order by lot_id) as k
   ), posted as (
     insert into public.credit_transactions
@@ -9008,21 +9072,27 @@ create or replace function doorkey.take_from_lots (
   select g.id, g.user_id, g.lot_id, g.micros, g.micros from going as g where not g.is_out;
 $function$;
 
-revoke all on function "doorkey"."take_from_lots"(bigint[], bigint[], text, text, text, text) from public;
+revoke all on function "doorkey"."take_from_lots"(bigint[], bigint[], doorkey.transaction_type, text, text, text) from public;
 
--- doorkey.transaction_types
+-- doorkey.take_key_cost
 
-create or replace function doorkey.transaction_types()
-  returns text[]
-  language sql
-  immutable
-  parallel safe
+create or replace function doorkey.take_key_cost (
+  p_user_id  uuid,
+  p_key_hash text
+)
+  returns void
+  language plpgsql
+  security definer
   set search_path to ''
   AS $function$
-  select array['purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal'];
+begin
+  update public.openrouter_user_keys as k set charged_cost_micros = doorkey.cost_of_key(p_key_hash)
+   where k.key_hash = p_key_hash;
+  update public.credit_accounts as a set key_cost_micros = 0 where a.user_id = p_user_id and a.key_cost_micros > 0;
+end
 $function$;
 
-revoke all on function "doorkey"."transaction_types"() from public;
+revoke all on function "doorkey"."take_key_cost"(uuid, text) from public;
 
 -- doorkey.transactions_of
 
@@ -9055,15 +9125,15 @@ begin
   end if;
   return query
     select page.*
-      from unnest(doorkey.transaction_types()) as k (type)
+      from unnest(enum_range(null::doorkey.transaction_type)) as k (type)
      cross join lateral (
-             select t.id, t.type, t.amount_micros, t.reason, t.provider, t.model, t.created_at
+             select t.id, t.type::text, t.amount_micros, t.reason::text, t.provider, t.model, t.created_at
                from public.credit_transactions as t
               where t.user_id = p_user_id and t.type = k.type
                 and t.created_at >= coalesce(p_since, '-infinity') and t.created_at < coalesce(p_until, 'infinity')
                 and (t.created_at, t.id) < (coalesce(p_before_at, 'infinity'), coalesce(p_before_id, 0))
               order by t.created_at desc, t.id desc limit p_rows) as page
-     where p_types is null or k.type = any (p_types)
+     where p_types is null or k.type::text = any (p_types)
      order by page.created_at desc, page.id desc limit p_rows;
 end
 $function$;

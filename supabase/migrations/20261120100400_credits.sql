@@ -14,6 +14,17 @@ begin
     -- Where credits come from, and where they end.
     create type doorkey.system_account as enum ('granted', 'spent', 'expired');
   end if;
+  if to_regtype('doorkey.transaction_type') is null then
+    create type doorkey.transaction_type as enum (
+      'purchase',    -- paid for
+      'bonus',       -- a present
+      'refund',      -- what was paid for is paid back, and its credits are taken
+      'adjustment',  -- something is put right
+      'usage',       -- what calls cost
+      'expiry',      -- the time of a lot is over
+      'renewal'      -- the allowance of a period
+    );
+  end if;
 end
 $$;
 
@@ -73,8 +84,7 @@ grant select on table public.credit_accounts to authenticated, service_role;
 create table if not exists public.credit_transactions (
   id bigint generated always as identity primary key,
   user_id uuid not null references public.credit_accounts (user_id),
-  type text not null
-    check (type in ('purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal')),
+  type doorkey.transaction_type not null,
   -- What it does to the sum of the user's accounts, and to each: what they may spend (with what open holds keep of it), what
   -- is on its way out until the key's limit is lowered, what they owe (with a minus), what an uncapped plan will bill
   -- (likewise). The system's account has the opposite of the sum.
@@ -90,7 +100,7 @@ create table if not exists public.credit_transactions (
   remainder_micros numeric,
   key_cost_micros numeric not null default 0,
   -- Repeating a request repeats its key: unique per type, and written with the effect. (How long a text may be is said by
-  -- its type: a check would be read anew for each call.)
+  -- its type, and what types there are by theirs: checks are read anew for each call.)
   idempotency_key varchar(200) not null,
   reason varchar(500) not null,
   actor varchar(200) not null,
@@ -230,7 +240,7 @@ revoke all on function doorkey.lock_account(uuid) from public, anon, authenticat
 -- Gives the user credits as a new lot, less what they owe, which is paid first; returns the transaction. A repeat with the same content returns the first
 -- one, with other content it is refused. The caller sees to it that the key's limit follows.
 create or replace function doorkey.post_grant(
-  p_user_id uuid, p_type text, p_amount_micros bigint, p_idempotency_key text, p_reason text,
+  p_user_id uuid, p_type doorkey.transaction_type, p_amount_micros bigint, p_idempotency_key text, p_reason text,
   p_actor text, p_expires_at timestamptz, p_priority smallint, p_request_id text
 ) returns bigint
 language plpgsql security definer set search_path = ''
@@ -264,7 +274,7 @@ begin
   return v_id;
 end
 $$;
-revoke all on function doorkey.post_grant(uuid, text, bigint, text, text, text, timestamptz, smallint, text)
+revoke all on function doorkey.post_grant(uuid, doorkey.transaction_type, bigint, text, text, text, timestamptz, smallint, text)
   from public, anon, authenticated, service_role;
 
 -- Opens the user's account on the default plan and greets them, once in their life.

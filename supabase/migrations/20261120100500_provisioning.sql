@@ -943,7 +943,7 @@ grant execute on function public.redrive_provisioning(uuid, text, integer, text)
 -- Credits for a user who has an account already, and the key's limit follows. (A door for operators comes with
 -- the admin API.) The wish is changed first: provisioning row before account, as everywhere.
 create or replace function doorkey.grant_credits(
-  p_user_id uuid, p_type text, p_amount_micros bigint, p_idempotency_key text, p_reason text,
+  p_user_id uuid, p_type doorkey.transaction_type, p_amount_micros bigint, p_idempotency_key text, p_reason text,
   p_actor text, p_expires_at timestamptz, p_request_id text
 ) returns bigint
 language plpgsql security definer set search_path = ''
@@ -954,5 +954,5 @@ begin
                             p_expires_at, 100::smallint, p_request_id);
 end
 $$;
-revoke all on function doorkey.grant_credits(uuid, text, bigint, text, text, text, timestamptz, text)
+revoke all on function doorkey.grant_credits(uuid, doorkey.transaction_type, bigint, text, text, text, timestamptz, text)
   from public, anon, authenticated, service_role;

@@ -270,8 +270,8 @@ revoke all on function doorkey.follow_key(uuid, text) from public, anon, authent
 -- cost times the markup, and so the limit of the key shrinks. What it cost is counted on the account for the key in use; for
 -- another one it is the caller's to add.
 create or replace function doorkey.post_charge(
-  p_user_id uuid, p_cost_micros numeric, p_tokens bigint, p_held_micros bigint, p_type text, p_idempotency_key text,
-  p_reason text, p_provider text, p_model text, p_is_key_in_use boolean, p_request_id text,
+  p_user_id uuid, p_cost_micros numeric, p_tokens bigint, p_held_micros bigint, p_type doorkey.transaction_type,
+  p_idempotency_key text, p_reason text, p_provider text, p_model text, p_is_key_in_use boolean, p_request_id text,
   out price_micros numeric, out charged_micros bigint, out owed_micros bigint, out is_above_cost boolean,
   out transaction_id bigint
 )
@@ -328,7 +328,7 @@ begin
   end if;
 end
 $$;
-revoke all on function doorkey.post_charge(uuid, numeric, bigint, bigint, text, text, text, text, text, boolean, text)
+revoke all on function doorkey.post_charge(uuid, numeric, bigint, bigint, doorkey.transaction_type, text, text, text, text, boolean, text)
   from public, anon, authenticated, service_role;
 
 -- A price by tokens may be more than the cost that the key was charged: then what is left is less than the key may still

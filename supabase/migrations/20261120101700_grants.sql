@@ -79,18 +79,18 @@ $$;
 revoke all on function doorkey.post_out_leaving(uuid) from public, anon, authenticated, service_role;
 
 -- Where credits end that are taken: what has had its time is expired, all else goes back to where it came from.
-create or replace function doorkey.end_of(p_type text) returns doorkey.system_account
+create or replace function doorkey.end_of(p_type doorkey.transaction_type) returns doorkey.system_account
 language sql immutable security definer set search_path = ''
 as $$
   select case when p_type in ('expiry', 'renewal') then 'expired' else 'granted' end::doorkey.system_account;
 $$;
-revoke all on function doorkey.end_of(text) from public, anon, authenticated, service_role;
+revoke all on function doorkey.end_of(doorkey.transaction_type) from public, anon, authenticated, service_role;
 
 -- Takes credits out of one lot, or, if none is named, out of those that would have been spent next. Only what is
 -- available; what isn't there any more is owed if it is a refund or an adjustment (then all of the user's credits answer
 -- for it, and not the lot alone), and forgone else. A repeat with the same content answers as the first did.
 create or replace function doorkey.take_credits(
-  p_user_id uuid, p_type text, p_amount_micros bigint, p_idempotency_key text, p_reason text, p_actor text,
+  p_user_id uuid, p_type doorkey.transaction_type, p_amount_micros bigint, p_idempotency_key text, p_reason text, p_actor text,
   p_request_id text, p_lot_id bigint,
   out transaction_id bigint, out taken_micros bigint, out owed_micros bigint
 )
@@ -145,7 +145,7 @@ begin
   perform doorkey.post_out_leaving(p_user_id);
 end
 $$;
-revoke all on function doorkey.take_credits(uuid, text, bigint, text, text, text, text, bigint)
+revoke all on function doorkey.take_credits(uuid, doorkey.transaction_type, bigint, text, text, text, text, bigint)
   from public, anon, authenticated, service_role;
 
 -- What an operator was answered, to answer it again.
@@ -171,13 +171,13 @@ $$;
 revoke all on function doorkey.available_after(uuid, bigint) from public, anon, authenticated, service_role;
 
 -- Whether this was posted before. What an operator calls a posting is set apart from what we call ours.
-create or replace function doorkey.is_posted(p_type text, p_operator_key text) returns boolean
+create or replace function doorkey.is_posted(p_type doorkey.transaction_type, p_operator_key text) returns boolean
 language sql stable security definer set search_path = ''
 as $$
   select exists (select from public.credit_transactions as t
                   where t.type = p_type and t.idempotency_key = 'operator:' || p_operator_key);
 $$;
-revoke all on function doorkey.is_posted(text, text) from public, anon, authenticated, service_role;
+revoke all on function doorkey.is_posted(doorkey.transaction_type, text) from public, anon, authenticated, service_role;
 
 -- What an operator must say, whatever they do.
 create or replace function doorkey.check_posting(p_idempotency_key text, p_reason text, p_actor text) returns void
@@ -209,6 +209,7 @@ declare
   v_before public.credit_accounts;
   v_after public.credit_accounts;
   v_is_repeat boolean;
+  v_type doorkey.transaction_type;
   v_id bigint;
   v_owed bigint := 0;
 begin
@@ -222,9 +223,10 @@ begin
     raise sqlstate 'PT422' using message = 'amount_out_of_range',
       hint = 'Post 1 to 1000000000000 micro-dollars, or as many with a minus sign; a purchase is positive.';
   end if;
+  v_type := p_type;
   perform doorkey.want(p_user_id);
   v_before := doorkey.lock_account(p_user_id);
-  v_is_repeat := doorkey.is_posted(p_type, p_idempotency_key);
+  v_is_repeat := doorkey.is_posted(v_type, p_idempotency_key);
   if p_expires_at is not null and (p_amount_micros < 0 or (p_expires_at <= now() and not v_is_repeat)) then
     raise sqlstate 'PT422' using message = 'posting_invalid', hint = 'Only what is given can expire, and later.';
   end if;
@@ -235,10 +237,10 @@ begin
   end if;
   if p_amount_micros < 0 then
     select t.transaction_id, t.owed_micros into v_id, v_owed
-      from doorkey.take_credits(p_user_id, p_type, -p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
+      from doorkey.take_credits(p_user_id, v_type, -p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
                                 p_actor, p_request_id, null) as t;
   else
-    v_id := doorkey.grant_credits(p_user_id, p_type, p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
+    v_id := doorkey.grant_credits(p_user_id, v_type, p_amount_micros, 'operator:' || p_idempotency_key, p_reason,
                                   p_actor, p_expires_at, p_request_id);
     if (select l.expires_at from doorkey.credit_lots as l where l.transaction_id = v_id)
        is distinct from p_expires_at then

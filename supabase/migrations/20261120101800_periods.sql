@@ -40,7 +40,8 @@ revoke all on function doorkey.lock_keys_of(uuid[]) from public, anon, authentic
 -- ever had may spend no more than what stays; else to `leaving`, and the caller has it posted out. Accounts and keys are
 -- locked by the caller.
 create or replace function doorkey.take_from_lots(
-  p_lot_ids bigint[], p_amounts_micros bigint[], p_type text, p_reason text, p_actor text, p_request_id text
+  p_lot_ids bigint[], p_amounts_micros bigint[], p_type doorkey.transaction_type, p_reason text, p_actor text,
+  p_request_id text
 ) returns void
 language sql security definer set search_path = ''
 as $$
@@ -82,7 +83,7 @@ as $$
   insert into doorkey.credit_takings (transaction_id, user_id, lot_id, asked_micros, taken_micros)
   select g.id, g.user_id, g.lot_id, g.micros, g.micros from going as g where not g.is_out;
 $$;
-revoke all on function doorkey.take_from_lots(bigint[], bigint[], text, text, text, text)
+revoke all on function doorkey.take_from_lots(bigint[], bigint[], doorkey.transaction_type, text, text, text)
   from public, anon, authenticated, service_role;
 
 -- As post_out_leaving does, for many users in a statement: else each would have the ledger's trigger run for it.

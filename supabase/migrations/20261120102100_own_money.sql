@@ -6,14 +6,6 @@
 set local lock_timeout = '5s';
 set local statement_timeout = '60s';
 
--- As public.credit_transactions allows them; a test compares.
-create or replace function doorkey.transaction_types() returns text[]
-language sql immutable parallel safe set search_path = ''
-as $$
-  select array['purchase', 'bonus', 'refund', 'adjustment', 'usage', 'expiry', 'renewal'];
-$$;
-revoke all on function doorkey.transaction_types() from public, anon, authenticated, service_role;
-
 -- Newest first. p_types: null is all. p_since is in it, p_until is not; null is no bound. p_before_at and p_before_id: where
 -- the last page ended; null: from the newest on.
 create or replace function doorkey.transactions_of(
@@ -30,15 +22,15 @@ begin
   end if;
   return query
     select page.*
-      from unnest(doorkey.transaction_types()) as k (type)
+      from unnest(enum_range(null::doorkey.transaction_type)) as k (type)
      cross join lateral (
-             select t.id, t.type, t.amount_micros, t.reason, t.provider, t.model, t.created_at
+             select t.id, t.type::text, t.amount_micros, t.reason::text, t.provider, t.model, t.created_at
                from public.credit_transactions as t
               where t.user_id = p_user_id and t.type = k.type
                 and t.created_at >= coalesce(p_since, '-infinity') and t.created_at < coalesce(p_until, 'infinity')
                 and (t.created_at, t.id) < (coalesce(p_before_at, 'infinity'), coalesce(p_before_id, 0))
               order by t.created_at desc, t.id desc limit p_rows) as page
-     where p_types is null or k.type = any (p_types)
+     where p_types is null or k.type::text = any (p_types)
      order by page.created_at desc, page.id desc limit p_rows;
 end
 $$;

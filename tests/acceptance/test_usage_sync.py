@@ -52,8 +52,8 @@ async def test_what_a_key_spent_without_a_receipt_is_charged_by_the_next_round(s
     line = await run_sweep(scene.stack)
     assert line.get("usage_keys", 0) >= 1, str(line)
     assert line["usage_unseen_micros"] >= 1
-    (key,) = await scene.sql("select * from public.openrouter_user_keys where user_id = %s", scene.user_id)
-    assert key["charged_cost_micros"] == cost
+    (key,) = await scene.sql("select * from doorkey.key_costs where user_id = %s", scene.user_id)
+    assert key["cost_micros"] == cost
     assert "usage_keys" not in await run_sweep(scene.stack)
 
 

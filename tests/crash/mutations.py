@@ -182,8 +182,8 @@ MUTATIONS = (
             InSql("doorkey.settle_hold", "v_hold.state = 'settled'", "false"),
             InSql(
                 "doorkey.post_charge",
-                "charged_micros, p_idempotency_key,",
-                "charged_micros, p_idempotency_key || clock_timestamp(),",
+                "end, p_idempotency_key,",
+                "end, p_idempotency_key || clock_timestamp(),",
             ),
         ),
     ),

@@ -38,8 +38,9 @@ select u.id, u.deleted_at is null as is_present, coalesce(u.banned_until > now()
 """
 _ROWS = "select user_id, state::text, attempt, failures, key_hash, last_error from doorkey.provisioning"
 _KEYS = """
-select k.*, s.sealed_secret
-  from public.openrouter_user_keys as k left join doorkey.sealed_secrets as s on s.key_hash = k.key_hash
+select k.*, c.cost_micros, s.sealed_secret
+  from public.openrouter_user_keys as k join doorkey.key_costs as c on c.key_hash = k.key_hash
+  left join doorkey.sealed_secrets as s on s.key_hash = k.key_hash
 """
 _ACCOUNTS = """
 select a.*, p.markup, p.is_uncapped,
@@ -258,7 +259,7 @@ def _allowed_micros(account: Row, key: Row) -> int | None:
         return None
     sums = account["entries"]
     spendable = sum(int(sums.get(name, 0)) for name in ("spendable", "debt")) - account["remainder_micros"]
-    share = key["charged_cost_micros"] * account["markup"] + spendable
+    share = key["cost_micros"] * account["markup"] + spendable
     return int((max(share, Decimal(0)) / account["markup"]).to_integral_value(ROUND_DOWN))
 
 

@@ -55,6 +55,6 @@ def _judge_charges(user_id: UUID, holds: list[Row], world: World) -> Found:
         yield "a call is charged once", user_id, f"{posted} are posted for calls of {charged}"
     for key in world.keys_of.get(user_id, ()):
         cost = sum(hold["cost_micros"] for hold in settled if hold["key_hash"] == key["key_hash"])
-        if key["charged_cost_micros"] != cost:
-            detail = f"{key['charged_cost_micros']} are charged to a key whose calls cost {cost}"
+        if key["cost_micros"] != cost:
+            detail = f"{key['cost_micros']} are charged to a key whose calls cost {cost}"
             yield "a call is charged once", user_id, detail

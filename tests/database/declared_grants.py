@@ -33,7 +33,7 @@ SCHEMAS: dict[str, tuple[str, ...]] = {
 }
 
 # Which of the tables are views.
-VIEWS = {"doorkey.ledger_entries"}
+VIEWS = {"doorkey.key_costs", "doorkey.ledger_entries"}
 
 # Who may read the whole table. Nobody may write any, but for INSERTS below.
 TABLES: dict[str, tuple[str, ...]] = {
@@ -44,6 +44,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "public.openrouter_user_keys": ("service_role",),
     "doorkey.settings": (),
     "doorkey.audit_log": (),
+    "doorkey.key_costs": (),
     "doorkey.ledger_entries": (),
     "doorkey.posting_answers": (),
     "doorkey.credit_lots": (),
@@ -268,6 +269,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
 # Types are everybody's by default; without a way to a value of theirs that is no way in.
 TYPES: dict[str, tuple[str, ...]] = {
     "doorkey.system_account": ("public",),
+    "doorkey.transaction_type": ("public",),
     "doorkey.provisioning_state": ("public",),
     "doorkey.provisioning_claim": ("public",),
     "doorkey.key_action": ("public",),

@@ -138,7 +138,7 @@ MUTATIONS = (
     Mutation(
         "a fraction is forgotten",
         ("every cost is charged once",),
-        (Piece("post_charge", "v.carried_micros - charged_micros, p_idempotency_key", "0, p_idempotency_key"),),
+        (Piece("post_charge", "v.carried_micros - charged_micros, case", "0, case"),),
     ),
     Mutation(
         "tokens have no price",
@@ -148,7 +148,22 @@ MUTATIONS = (
     Mutation(
         "a key is not charged its calls",
         ("a key is charged what its calls cost",),
+        (Piece("apply_transaction", "c.key_cost_micros + new.key_cost_micros", "c.key_cost_micros"),),
+    ),
+    Mutation(
+        "a key that was replaced is not charged its calls",
+        ("a key is charged what its calls cost",),
         (Piece("settle_hold", "k.charged_cost_micros + p_cost_micros", "k.charged_cost_micros"),),
+    ),
+    Mutation(
+        "what a key was charged is forgotten when another takes its place",
+        ("a key is charged what its calls cost",),
+        (Piece("take_key_cost", "doorkey.cost_of_key(p_key_hash)", "k.charged_cost_micros"),),
+    ),
+    Mutation(
+        "what a key was charged is its successor's too",
+        ("a key is charged what its calls cost",),
+        (Piece("take_key_cost", "set key_cost_micros = 0", "set key_cost_micros = a.key_cost_micros"),),
     ),
     Mutation(
         "a call is charged each time it is settled",
@@ -177,7 +192,7 @@ MUTATIONS = (
         (
             Piece(
                 "judge_usage",
-                "v_usage.reported_micros - v_key.charged_cost_micros",
+                "v_usage.reported_micros - doorkey.cost_of_key(p_key_hash)",
                 "v_usage.reported_micros - v_usage.unseen_micros",
             ),
         ),
@@ -188,8 +203,8 @@ MUTATIONS = (
         (
             Piece(
                 "judge_usage",
-                "v_usage.reported_micros - v_key.charged_cost_micros",
-                "v_usage.reported_micros - v_key.charged_cost_micros + v_usage.unseen_micros",
+                "v_usage.reported_micros - doorkey.cost_of_key(p_key_hash)",
+                "v_usage.reported_micros - doorkey.cost_of_key(p_key_hash) + v_usage.unseen_micros",
             ),
         ),
     ),
@@ -212,7 +227,7 @@ MUTATIONS = (
     Mutation(
         "what is unseen is not charged to the key",
         ("a key is charged what its calls cost", "what OpenRouter has is charged"),
-        (Piece("post_unheld_cost", "k.charged_cost_micros + p_cost_micros", "k.charged_cost_micros"),),
+        (Piece("post_unheld_cost", "null, null, v_is_in_use,", "null, null, false,"),),
     ),
     Mutation(
         "what was charged twice is kept",

@@ -148,7 +148,7 @@ class Play:
         name, key = self.chance.choice([item for item in self.remote.items() if not item[1].is_deleted])
         heard = key.usage - sum(call.cost or 0 for call in self.calls if call.key == name)
         await self.doors.database.run(
-            "with k as (select key_hash, %s - charged_cost_micros as more from public.openrouter_user_keys"
+            "with k as (select key_hash, %s - cost_micros as more from doorkey.key_costs"
             " where key_hash = %s), charged as (update public.openrouter_user_keys as o"
             " set charged_cost_micros = o.charged_cost_micros + k.more from k where o.key_hash = k.key_hash)"
             " update public.credit_accounts set available_micros = greatest(available_micros - k.more, 0),"

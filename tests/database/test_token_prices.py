@@ -52,7 +52,7 @@ async def test_tokens_are_charged_to_the_fraction_and_what_is_less_than_a_micro_
     assert account["available_micros"] == CREDITS - charged
     (key,) = await Doors(credit_doors.database).keys(user_id)
     # What the provider billed is what the key has spent, whatever the user pays.
-    assert key["charged_cost_micros"] == Decimal("0.5") * len(tokens)
+    assert key["cost_micros"] == Decimal("0.5") * len(tokens)
 
 
 async def test_a_price_of_many_digits_is_not_rounded(credit_doors: Credits, user_id: uuid.UUID) -> None:

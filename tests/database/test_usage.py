@@ -70,8 +70,8 @@ class Sync:
     async def figures(self, key: str) -> Row:
         """What is known of the key's usage."""
         (row,) = await self.database.rows(
-            "select u.*, k.charged_cost_micros - u.unseen_micros as receipts_micros from doorkey.key_usage as u"
-            " join public.openrouter_user_keys as k on k.key_hash = u.key_hash where u.key_hash = %s",
+            "select u.*, k.cost_micros - u.unseen_micros as receipts_micros from doorkey.key_usage as u"
+            " join doorkey.key_costs as k on k.key_hash = u.key_hash where u.key_hash = %s",
             (key,),
         )
         return row

@@ -153,6 +153,10 @@ CORRUPTIONS = {
         "update public.openrouter_user_keys set charged_cost_micros = charged_cost_micros + 0.25",
         {"cost of the keys"},
     ),
+    "cost of the key in use": (
+        "update public.credit_accounts set key_cost_micros = key_cost_micros + 0.25",
+        {"cost of the keys"},
+    ),
     "cost without a receipt": (
         "update doorkey.unheld_costs set cost_micros = cost_micros + 0.25",
         {"cost of the keys", "unseen", "remainder"},

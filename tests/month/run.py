@@ -316,7 +316,7 @@ async def _verdict(month: Month) -> dict[str, Any]:
             "simulator_micros": plain(simulated[day]) if day in simulated else None,
         }
         day += timedelta(days=1)
-    charged = (await month.clock.rows("select sum(charged_cost_micros) from public.openrouter_user_keys"))[0][0]
+    charged = (await month.clock.rows("select sum(cost_micros) from doorkey.key_costs"))[0][0]
     await month.clock.tell_everybody()
     broken = await Credits(month.database).broken_rules()
     return {

@@ -151,7 +151,7 @@ with entries as (
          - coalesce((select sum(t.amount_micros) from public.credit_transactions as t
                       where t.user_id = a.user_id
                         and starts_with(t.idempotency_key, 'unseen:returned:')), 0) as charges,
-         coalesce((select sum(k.charged_cost_micros) from public.openrouter_user_keys as k
+         coalesce((select sum(k.cost_micros) from doorkey.key_costs as k
                     where k.user_id = a.user_id), 0) as charged_to_keys
     from public.credit_accounts as a join public.plans as p on p.id = a.plan_id
 )

@@ -155,7 +155,9 @@ class Doors:
     async def keys(self, user_id: uuid.UUID) -> list[Row]:
         """The user's keys, oldest first."""
         return await self.database.rows(
-            "select * from public.openrouter_user_keys where user_id = %s order by attempt", (user_id,)
+            "select k.*, c.cost_micros from public.openrouter_user_keys as k"
+            " join doorkey.key_costs as c on c.key_hash = k.key_hash where k.user_id = %s order by k.attempt",
+            (user_id,),
         )
 
     async def notes(self, user_id: uuid.UUID | None) -> set[str]:

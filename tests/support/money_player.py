@@ -79,6 +79,11 @@ class Player(RuleBasedStateMachine):
     def teardown(self) -> None:
         # The next play's rounds of the sync need not miss these keys.
         self.connection.execute(
+            "select doorkey.take_key_cost(user_id, key_hash) from doorkey.provisioning"
+            " where user_id = any(%s) and key_hash is not null",
+            (self.users,),
+        )
+        self.connection.execute(
             "update doorkey.provisioning set state = 'gone', key_hash = null, rotation_grace_seconds = null,"
             " lease_expires_at = null where user_id = any(%s)",
             (self.users,),
@@ -181,7 +186,7 @@ class Player(RuleBasedStateMachine):
 
     def _charged(self, book: Row, key_hash: str, cost: Fraction, price: Fraction) -> None:
         known, there = self.known[book["user_id"]], self.remote.keys[key_hash]
-        (charged,) = (key["charged_cost_micros"] for key in book["keys"] if key["key_hash"] == key_hash)
+        (charged,) = (key["cost_micros"] for key in book["keys"] if key["key_hash"] == key_hash)
         limit = Fraction(0 if there.is_deleted else there.limit or 0)
         left = max(limit - (Fraction(charged) - cost), Fraction(0))
         known.exact_micros += price

@@ -61,7 +61,7 @@ select a.*, p.markup, p.charges_by, p.token_price_micros_per_1k, p.is_uncapped, 
 """
 # In flight is what holds may yet come to, by what was reserved, and for an hour after they expired.
 _KEYS = """
-select k.*, k.key_hash = w.key_hash as is_in_use,
+select k.*, o.cost_micros, k.key_hash = w.key_hash as is_in_use,
        k.retires_at <= now() or w.rotation_grace_seconds is not null as is_over,
        coalesce(sum(h.held_micros) filter (where h.state = 'open'), 0)::bigint as held_micros,
        coalesce(sum(h.amount_micros) filter (where h.state = 'open'
@@ -71,11 +71,12 @@ select k.*, k.key_hash = w.key_hash as is_in_use,
                   where c.key_hash = k.key_hash), 0) as unseen_micros,
        l.limit_micros as wanted_micros, l.is_uncapped as wants_no_cap
   from public.openrouter_user_keys as k
+  join doorkey.key_costs as o on o.key_hash = k.key_hash
   join doorkey.provisioning as w on w.user_id = k.user_id
   left join doorkey.credit_holds as h on h.key_hash = k.key_hash
  cross join lateral doorkey.key_limit(k.user_id, k.key_hash) as l
  where k.user_id = any(%(users)s)
- group by k.key_hash, w.user_id, l.limit_micros, l.is_uncapped
+ group by k.key_hash, o.cost_micros, w.user_id, l.limit_micros, l.is_uncapped
  order by k.attempt
 """
 # What figures in binary fractions of dollars may be off by, in micro-dollars.
@@ -139,7 +140,7 @@ def check_sync(books: Mapping[uuid.UUID, Row], remote: Remote, before: Mapping[u
         for key in book["keys"]:
             there = remote.keys[key["key_hash"]]
             expected = Fraction(key["in_flight_micros"]) / Fraction(book["markup"])
-            more = Fraction(there.usage) - Fraction(key["charged_cost_micros"])
+            more = Fraction(there.usage) - Fraction(key["cost_micros"])
             is_charged_now = key["unseen_micros"] > unseen[key["key_hash"]]
             found = {
                 "only what nobody waits for is charged unseen": not is_charged_now or more >= expected - TOLERANCE,
@@ -164,8 +165,7 @@ def check_rest(books: Mapping[uuid.UUID, Row], remote: Remote) -> None:
             "OpenRouter's key is as it was left": (there.limit, there.is_enabled) == (key["limit_micros"], True),
             "a limit that is too high is lowered": book["is_uncapped"]
             or (there.limit is not None and there.limit <= key["wanted_micros"]),
-            "what is charged twice is given back": Fraction(key["charged_cost_micros"])
-            <= Fraction(there.usage) + TOLERANCE,
+            "what is charged twice is given back": Fraction(key["cost_micros"]) <= Fraction(there.usage) + TOLERANCE,
         }
         _check(found, detail)
 
@@ -200,7 +200,7 @@ def rules(book: Row, remote: Remote, known: Known) -> dict[str, bool]:
         "every cost is charged once": book["charges"] == sums.get("spent", 0)
         and book["charges"] + Fraction(book["remainder_micros"]) == known.exact_micros,
         "a key is charged what its calls cost": all(
-            key["charged_cost_micros"] == key["receipts_micros"] + key["unseen_micros"] for key in book["keys"]
+            key["cost_micros"] == key["receipts_micros"] + key["unseen_micros"] for key in book["keys"]
         ),
         "a limit is what was charged and what is left": all(
             _limit_follows(book, key, spendable) for key in book["keys"] if key["status"] != "deleted"
@@ -219,13 +219,13 @@ def _limit_follows(book: Row, key: Row, spendable: Fraction) -> bool:
         share = None if None in elsewhere else spendable - sum(part for part in elsewhere if part is not None)
     else:
         share = Fraction(0 if key["is_over"] else key["held_micros"])
-    limit = math.floor(Fraction(key["charged_cost_micros"]) + (share or Fraction(0)) / markup)
+    limit = math.floor(Fraction(key["cost_micros"]) + (share or Fraction(0)) / markup)
     return (key["wants_no_cap"], key["wanted_micros"]) == (False, max(limit, 0))
 
 
 def _spends_elsewhere(key: Row, markup: Fraction) -> Fraction | None:
     """What a key that was replaced may still spend, or has spent unheard, in the user's money; None: anything."""
-    charged, held = Fraction(key["charged_cost_micros"]), Fraction(key["held_micros"])
+    charged, held = Fraction(key["cost_micros"]), Fraction(key["held_micros"])
     unheard = max(Fraction(key["reported_usage_micros"]) - charged, Fraction(0)) * markup + held
     if key["status"] == "deleted":
         return unheard
@@ -243,5 +243,5 @@ def _is_covered(book: Row, remote: Remote, known: Known, owned: Fraction) -> boo
             continue
         if there.limit is None:
             return False
-        room += max(there.limit - Fraction(key["charged_cost_micros"]), Fraction(0))
+        room += max(there.limit - Fraction(key["cost_micros"]), Fraction(0))
     return room * Fraction(book["markup"]) <= max(owned + known.owed_unconfirmed_micros, Fraction(0))
