@@ -79,6 +79,7 @@ begin
     execute 'drop function ' || v_names;
   end if;
 
+  drop view if exists doorkey.key_costs;
   -- The entries of the ledger are told from its transactions: they stay with them.
   if not v_keeps_ledger then
     drop view if exists doorkey.ledger_entries;
@@ -98,7 +99,7 @@ begin
     from pg_catalog.pg_type as t
     left join pg_catalog.pg_class as c on c.oid = t.typrelid
    where t.typnamespace = 'doorkey'::regnamespace and (t.typtype = 'e' or c.relkind = 'c')
-     and not (v_keeps_ledger and t.typname in ('system_account', 'hold_state'));
+     and not (v_keeps_ledger and t.typname in ('system_account', 'transaction_type', 'hold_state'));
   if v_names is not null then
     execute 'drop type ' || v_names;
   end if;
