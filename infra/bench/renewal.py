@@ -46,11 +46,11 @@ update public.credit_accounts
 # A little of each is spent, as a settled call leaves it, and every key is as it should be.
 TOUCH = """
 insert into public.credit_transactions
-  (user_id, type, amount_micros, spendable_micros, system_account, idempotency_key, reason, actor)
-select user_id, 'usage', -1000, -1000, 'spent', gen_random_uuid()::text, 'Call', 'bench' from public.credit_accounts;
+  (user_id, type, amount_micros, spendable_micros, system_account, key_cost_micros, idempotency_key, reason, actor)
+select user_id, 'usage', -1000, -1000, 'spent', 1000, gen_random_uuid()::text, 'Call', 'bench' from public.credit_accounts;
 update doorkey.credit_lots set remaining_micros = remaining_micros - 1000 where not is_empty;
-update public.openrouter_user_keys
-   set charged_cost_micros = charged_cost_micros + 1000, limit_micros = charged_cost_micros + 5000000;
+update public.openrouter_user_keys as k set limit_micros = c.cost_micros + 5000000
+  from doorkey.key_costs as c where c.key_hash = k.key_hash;
 update doorkey.provisioning set state = 'ready' where state = 'due';
 """
 

@@ -161,6 +161,10 @@ async def test_over_a_kept_ledger_nobody_gets_a_second_key_or_a_second_welcome(d
     kept, gone, lost = [await database.insert_user() for _ in range(3)]
     for user_id in (kept, gone, lost):
         await doors.make_ready(user_id)
+    # What the key in use was charged is its own still.
+    await Credits(database).settle((await Credits(database).reserve(kept, 1000))["hold_id"], 750)
+    costs = await database.rows("select * from doorkey.key_costs order by key_hash")
+    assert sum(key["cost_micros"] for key in costs) == 750
     balances = await database.rows("select * from public.credit_accounts order by user_id")
     await uninstall(database, keeps_ledger=True)
     await database.run("delete from auth.users where id = %s", (gone,), role="supabase_auth_admin")
@@ -170,6 +174,7 @@ async def test_over_a_kept_ledger_nobody_gets_a_second_key_or_a_second_welcome(d
     await database.migrate()
 
     assert await doors.state(kept) == "ready"
+    assert await database.rows("select * from doorkey.key_costs order by key_hash") == costs
     assert await database.value("select openrouter_provisioning_status from public.profiles where id = %s", (kept,))
     # They see a key again when they ask for another one; it takes over what the old one may spend.
     await doors.rotate(kept, 0)
