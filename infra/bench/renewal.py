@@ -47,7 +47,8 @@ update public.credit_accounts
 TOUCH = """
 insert into public.credit_transactions
   (user_id, type, amount_micros, spendable_micros, system_account, key_cost_micros, idempotency_key, reason, actor)
-select user_id, 'usage', -1000, -1000, 'spent', 1000, gen_random_uuid()::text, 'Call', 'bench' from public.credit_accounts;
+select user_id, 'usage', -1000, -1000, 'spent', 1000, gen_random_uuid()::text, 'Call', 'bench'
+  from public.credit_accounts;
 update doorkey.credit_lots set remaining_micros = remaining_micros - 1000 where not is_empty;
 update public.openrouter_user_keys as k set limit_micros = c.cost_micros + 5000000
   from doorkey.key_costs as c where c.key_hash = k.key_hash;
