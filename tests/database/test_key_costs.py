@@ -86,6 +86,7 @@ async def test_a_call_that_is_charged_while_its_key_is_deleted_counts_once(
     hold_id = await hold(credit_doors, user_id)
     await leave(doors.database, user_id)
     claim = await doors.claimed(user_id)
+    second: asyncio.Future[object]
     async with doors.database.connect(autocommit=False) as connection:
         if first == "settling":
             await connection.execute("select doorkey.settle_hold(null, %s, 10.5, null, 'p', 'm', 'g', 'r')", (hold_id,))
