@@ -75,9 +75,9 @@ async def ready(database: Database, plan_id: str = "trial") -> uuid.UUID:
     return user_id
 
 
-async def heal(database: Database) -> int:
-    """What a sweep looks at; how many keys are to be set right."""
-    return int(await database.value("select healed from doorkey.start_sweep(%s)", (USERS_PER_SWEEP,)))
+async def heal(database: Database, users: int = USERS_PER_SWEEP) -> int:
+    """What a sweep does that looks at so many users; how many keys are to be set right."""
+    return int(await database.value("select healed from doorkey.start_sweep(%s)", (users,)))
 
 
 @pytest.fixture
@@ -330,6 +330,36 @@ async def test_the_limits_of_everybody_on_the_plan_follow_with_the_sweep_and_of_
         assert await doors.finish_key_update(claim) == "ready"
     assert await doors.state(other) == "ready"
     assert await heal(database) == 0
+
+
+async def test_a_crowd_whose_limits_change_does_not_pile_up_before_everybody_else(credits_: Credits) -> None:
+    database, doors = credits_.database, Doors(credits_.database)
+    users = {await ready(database) for _ in range(5)}
+    await set_plan(database, "trial", markup="2")
+    seen: set[uuid.UUID] = set()
+    for expected in (2, 2, 1):
+        assert await heal(database, 2) == expected
+        rows = await database.rows("select user_id from doorkey.provisioning where state = 'due'")
+        waiting = {row["user_id"] for row in rows}
+        assert (len(waiting), waiting & seen) == (expected, set())
+        seen |= waiting
+        # As long as nobody was served, the walk goes no further, and begins no other one.
+        if expected == 2:
+            assert await heal(database, 2) == 0
+        for user_id in waiting:
+            assert await doors.finish_key_update(await doors.claimed(user_id)) == "ready"
+    assert seen == users
+    # Who waits for a first key holds up nobody's limit: a brake may keep them for hours.
+    for _ in range(3):
+        await database.insert_user()
+    await set_plan(database, "trial", markup="3")
+    healed = 0
+    for _ in range(3):
+        healed += await heal(database, 3)
+        for user_id in users:
+            if await doors.state(user_id) == "due":
+                await doors.finish_key_update(await doors.claimed(user_id))
+    assert healed == len(users)
 
 
 @pytest.mark.parametrize(
