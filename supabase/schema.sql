@@ -8821,6 +8821,7 @@ declare
   v_settings doorkey.settings;
   v_page uuid[];
   v_rows uuid[];
+  v_is_crowded boolean;
 begin
   if p_users is null or p_users not between 1 and 10000 then
     raise sqlstate 'PT422' using message = 'page_out_of_range', hint = 'A sweep looks at 1 to 10000 users at a time.';
@@ -8845,10 +8846,15 @@ begin
      and (p.state = 'waiting' or (p.user_id is null and coalesce(u.created_at, now()) >= v_settings.installed_at));
 
   -- The other way round: keys that are not as they should be, because a trigger missed it or the plan changed. Those
-  -- noted come first, and a walk round our own rows finds the rest.
+  -- noted come first, and a walk round our own rows finds the rest. It stands still while a page of keys is due already:
+  -- a plan may have changed that everybody is on, and whoever comes meanwhile must not stand behind them all.
+  select count(*) = p_users into v_is_crowded
+    from (select from doorkey.provisioning as p
+           where p.state = 'due' and p.due_at <= now() and p.key_hash is not null limit p_users) as due;
   select array_agg(page.user_id order by page.user_id) into v_rows
     from (select p.user_id from doorkey.provisioning as p
-           where p.user_id > coalesce(v_settings.heal_cursor, '00000000-0000-0000-0000-000000000000')
+           where not v_is_crowded
+             and p.user_id > coalesce(v_settings.heal_cursor, '00000000-0000-0000-0000-000000000000')
            order by p.user_id limit p_users) as page;
   with looked_at as (
     select a.user_id from doorkey.audit_log as a
@@ -8867,7 +8873,8 @@ begin
   -- At the end of a walk it begins again.
   update doorkey.settings
      set sweep_cursor = case when cardinality(v_page) = p_users then v_page[p_users] end,
-         heal_cursor = case when cardinality(v_rows) = p_users then v_rows[p_users] end,
+         heal_cursor = case when v_is_crowded then heal_cursor
+                            when cardinality(v_rows) = p_users then v_rows[p_users] end,
          last_sweep_at = now();
   delete from doorkey.key_requests as r where r.requested_at < now() - interval '1 day';
   -- A minute later than they expire: a call that looked just before is over by then.
