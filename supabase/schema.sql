@@ -7615,11 +7615,17 @@ begin
     select a.user_id from public.credit_accounts as a
      where a.period_ends_at <= now() order by a.period_ends_at limit p_rows for no key update skip locked) as d;
   select v_due || coalesce(array_agg(d.user_id), '{}') into v_due from (
-    select a.user_id
-      from public.credit_accounts as a left join doorkey.provisioning as w on w.user_id = a.user_id
-     where a.period_ends_at is null and a.plan_id in (select p.id from public.plans as p where p.period_days is not null)
-       and w.state is distinct from 'gone'
-     limit p_rows - cardinality(v_due) for no key update of a skip locked) as d;
+    select c.user_id
+      from public.plans as p
+     -- For each plan by itself, and by the index in its order: else all accounts would be read to find none.
+     cross join lateral (
+       select a.user_id from public.credit_accounts as a
+        where a.plan_id = p.id and a.period_ends_at is null
+          and (select w.state from doorkey.provisioning as w where w.user_id = a.user_id) is distinct from 'gone'
+        order by a.period_ends_at limit p_rows - cardinality(v_due)
+          for no key update skip locked) as c
+     where p.period_days is not null
+     limit p_rows - cardinality(v_due)) as d;
   if cardinality(v_due) = 0 then
     return 0;
   end if;

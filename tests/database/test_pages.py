@@ -1,4 +1,4 @@
-"""What the ledger's trigger reads for a page of postings grows with the page, and not with its square or the ledger.
+"""What a page reads grows with the page, and not with its square, the ledger or the crowd, whatever statistics say.
 
 The surprising thing: the plans are read, as they were carried out, and nothing is timed. A quick machine hides a plan
 that reads the page once for each transaction there is.
@@ -6,13 +6,10 @@ that reads the page once for each transaction there is.
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
-from psycopg.errors import Diagnostic
 
 from tests.support.databases import Database
+from tests.support.explained import explain, nodes_of, rows_read
 
 USERS = 700
 PAGE = 500
@@ -34,15 +31,16 @@ insert into public.credit_transactions
   (user_id, type, amount_micros, spendable_micros, system_account, idempotency_key, reason, actor)
 select id, 'usage', -1000, -1000, 'spent', 'spent:' || id, 'Call', 'test' from made
 """
-EXPLAINED = (
-    "load 'auto_explain'",
-    "set auto_explain.log_min_duration = 0",
-    "set auto_explain.log_nested_statements = on",
-    "set auto_explain.log_analyze = on",
-    "set auto_explain.log_timing = off",
-    "set auto_explain.log_format = json",
-    "set client_min_messages = log",
-)
+# On a plan without periods; and then a few whose period goes on.
+CROWD = """
+create temporary table made as select gen_random_uuid() as id from generate_series(1, 10 * %(users)s);
+insert into public.credit_accounts (user_id, plan_id) select id, 'trial' from made;
+insert into doorkey.provisioning (user_id, state) select id, 'waiting' from made
+"""
+IN_A_PERIOD = """
+insert into public.credit_accounts (user_id, plan_id, period_started_at, period_ends_at)
+select gen_random_uuid(), 'starter', now(), now() + interval '720 h' from generate_series(1, 5)
+"""
 
 
 @pytest.mark.parametrize("door", ["renew_periods", "expire_lots"])
@@ -50,33 +48,33 @@ EXPLAINED = (
 async def test_the_trigger_reads_one_account_for_each_posting_whatever_the_ledger_holds(
     database: Database, door: str, has_statistics: bool
 ) -> None:
-    plans: list[dict[str, Any]] = []
-
-    def note(diagnostic: Diagnostic) -> None:
-        _, _, plan = (diagnostic.message_primary or "").partition("plan:\n")
-        if plan and "last_transaction_id = " in plan:
-            plans.append(json.loads(plan)["Plan"])
-
-    async with database.connect() as connection:
-        for statement in TOUCHED.replace("%(users)s", str(USERS)).split(";"):
-            await connection.execute(statement)
-        if door == "expire_lots":
-            await connection.execute("update doorkey.credit_lots set is_allowance = false")
-        if has_statistics:
-            await connection.execute("analyze")
-    async with database.connect() as connection:
-        for statement in EXPLAINED:
-            await connection.execute(statement)
-        connection.add_notice_handler(note)
-        done = await (await connection.execute(f"select public.{door}(%s, 'r') as done", (PAGE,))).fetchone()
-    assert done == {"done": PAGE}
+    await make(database, TOUCHED)
+    if door == "expire_lots":
+        await database.run("update doorkey.credit_lots set is_allowance = false")
+    if has_statistics:
+        await database.run("analyze")
+    done, plans = await explain(database, f"select public.{door}(%s, 'r') as done", (PAGE,), "last_transaction_id = ")
+    assert done == [{"done": PAGE}]
     # Each posting's account, and nobody else's.
     assert len(plans) >= PAGE
-    assert max(rows for plan in plans for rows in _rows_read(plan)) <= 1
+    assert max(rows_read(node) for node in nodes_of(plans)) <= 1
 
 
-def _rows_read(plan: dict[str, Any]) -> list[float]:
-    """What each node of a plan has looked at."""
-    removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Join Filter", 0)
-    own = (plan["Actual Rows"] + removed) * plan["Actual Loops"]
-    return [own, *(rows for child in plan.get("Plans", []) for rows in _rows_read(child))]
+@pytest.mark.parametrize("statistics", ["none", "of before", "of one plan", "of now"])
+async def test_a_sweep_that_renews_nobody_does_not_walk_the_crowd(database: Database, statistics: str) -> None:
+    for moment, comes in (("of before", CROWD), ("of one plan", IN_A_PERIOD), ("of now", "select")):
+        if statistics == moment:
+            await database.run("analyze")
+        await make(database, comes)
+    done, plans = await explain(database, "select public.renew_periods(%s, 'r') as done", (PAGE // 10,))
+    assert done == [{"done": 0}]
+    assert any(node.get("Relation Name") == "credit_accounts" for node in nodes_of(plans))
+    # There are four plans, and five whose period goes on.
+    assert max(rows_read(node) for node in nodes_of(plans)) <= 5
+
+
+async def make(database: Database, statements: str) -> None:
+    """Writes them, by one connection: they share a temporary table."""
+    async with database.connect() as connection:
+        for statement in statements.replace("%(users)s", str(USERS)).split(";"):
+            await connection.execute(statement)

@@ -291,6 +291,21 @@ async def test_who_is_on_a_plan_that_comes_to_have_periods_begins_one(periods: P
     assert await periods.renew() == 0
 
 
+async def test_of_those_who_never_had_a_period_a_sweep_begins_so_many_whatever_their_plans(periods: Periods) -> None:
+    plans = ("starter", "professional", "enterprise")
+    users = [await periods.database.insert_user() for _ in range(2 * len(plans))]
+    for user_id, plan_id in zip(users, 2 * plans, strict=True):
+        await periods.doors.make_ready(user_id)
+        await periods.database.run(
+            "update public.credit_accounts set plan_id = %s where user_id = %s", (plan_id, user_id)
+        )
+    async with periods.database.connect(autocommit=False) as busy:
+        await busy.execute("select from public.credit_accounts where user_id = %s for no key update", (users[0],))
+        assert [await periods.renew(2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [await periods.renew(2) for _ in range(2)] == [1, 0]
+    assert [(await periods.account(user_id))["period_number"] for user_id in users] == [1] * len(users)
+
+
 async def test_a_sweep_does_so_many_at_a_time_the_longest_over_first(periods: Periods) -> None:
     users = [await periods.subscriber() for _ in range(5)]
     for number, user_id in enumerate(users):
