@@ -9,7 +9,8 @@ do $$
 declare
   -- The same as at the top of the first migration; a test compares. (Names by which nothing is there do no harm.)
   c_doors constant text[] := array[
-    'list_last_words', 'record_last_word', 'report_signups', 'grant_promised_credits', 'list_reviews', 'list_welcome_offers', 'add_welcome_offer', 'end_welcome_offer', 'list_plans', 'set_plan', 'release_welcome', 'claw_back_welcome',
+    'list_last_words', 'record_last_word', 'report_signups', 'grant_promised_credits', 'list_reviews', 'list_welcome_offers', 'add_welcome_offer', 'end_welcome_offer', 'list_plans', 'set_plan',
+    'list_welcome_arms', 'set_welcome_arm', 'list_disposable_domains', 'set_disposable_domain', 'release_welcome', 'claw_back_welcome',
     'claim_provisioning', 'finish_provisioning', 'finish_key_update', 'finish_key_deletion', 'defer_provisioning',
     'hold_provisioning', 'redrive_provisioning', 'start_sweep', 'list_due_provisioning', 'classify_keys', 'recheck_key',
     'get_my_account', 'reveal_key', 'get_doorkey_health', 'request_key_rotation', 'preview_backfill', 'backfill_users',

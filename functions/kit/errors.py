@@ -38,6 +38,8 @@
     ├── PostingInvalid            422  posting_invalid
     ├── OfferInvalid              422  offer_invalid
     ├── PlanInvalid               422  plan_invalid
+    ├── ArmInvalid                422  arm_invalid
+    ├── DomainInvalid             422  domain_invalid
     ├── RotatedTooOften           429  rotated_too_often
     ├── InternalError             500  internal_error
     ├── SupabaseError                  (clients/supabase.py)
@@ -322,6 +324,20 @@ class OfferExists(DoorkeyError):
 
     code = "offer_exists"
     status = 409
+
+
+class ArmInvalid(DoorkeyError):
+    """This makes no arm: names have 1 to 63 characters, a weight is 0 to 1000000, and days are positive."""
+
+    code = "arm_invalid"
+    status = 422
+
+
+class DomainInvalid(DoorkeyError):
+    """This is no domain of mail, such as mailinator.com."""
+
+    code = "domain_invalid"
+    status = 422
 
 
 class OfferInvalid(DoorkeyError):

@@ -12,7 +12,16 @@ from typing import Any
 from uuid import UUID
 
 from functions.clients.supabase import DatabaseRefused, Rpc, Supabase
-from functions.kit.errors import DoorkeyError, OfferExists, OfferInvalid, OfferNotFound, ReviewNotFound, ReviewOver
+from functions.kit.errors import (
+    ArmInvalid,
+    DomainInvalid,
+    DoorkeyError,
+    OfferExists,
+    OfferInvalid,
+    OfferNotFound,
+    ReviewNotFound,
+    ReviewOver,
+)
 
 GRANT_PROMISED = Rpc("grant_promised_credits", ("promised_rows", "request_id"), "service_role")
 LIST_REVIEWS = Rpc("list_reviews", ("after_user", "review_rows"), "service_role")
@@ -22,12 +31,21 @@ ADD_OFFER = Rpc(
     ("code", "amount_micros", "days", "ends_at", "max_grants", "actor", "request_id"),
     "service_role",
 )
+LIST_ARMS = Rpc("list_welcome_arms", ("after_experiment", "after_arm", "arm_rows"), "service_role")
+SET_ARM = Rpc(
+    "set_welcome_arm",
+    ("experiment", "arm", "weight", "amount_micros", "days", "actor", "request_id"),
+    "service_role",
+)
+LIST_DOMAINS = Rpc("list_disposable_domains", ("after_domain", "domain_rows"), "service_role")
+SET_DOMAIN = Rpc("set_disposable_domain", ("domain", "is_disposable", "actor", "request_id"), "service_role")
 END_OFFER = Rpc("end_welcome_offer", ("code", "actor", "request_id"), "service_role")
 RELEASE = Rpc("release_welcome", ("user_id", "actor", "request_id"), "service_role")
 CLAW_BACK = Rpc("claw_back_welcome", ("user_id", "reason", "actor", "request_id"), "service_role")
 
 _REFUSALS_BY_WORD: dict[str, type[DoorkeyError]] = {
-    kind.code: kind for kind in (ReviewNotFound, ReviewOver, OfferNotFound, OfferExists, OfferInvalid)
+    kind.code: kind
+    for kind in (ReviewNotFound, ReviewOver, OfferNotFound, OfferExists, OfferInvalid, ArmInvalid, DomainInvalid)
 }
 
 
@@ -80,6 +98,79 @@ class WelcomeOffer:
     granted: int
     standing: str
     is_switched_on: bool
+
+
+@dataclass(frozen=True)
+class WelcomeArm:
+    """What some of those get who are in an experiment.
+
+    Attributes:
+        experiment, arm: their names.
+        weight: how many of all weights' sum come to it; 0: nobody does.
+        amount_micros: instead of what the plan gives.
+        days: how long it lasts; None: for ever.
+        is_running: whether new users are shared out among this experiment's arms.
+    """
+
+    experiment: str
+    arm: str
+    weight: int
+    amount_micros: int
+    days: int | None
+    is_running: bool
+
+
+async def list_arms(database: Supabase, *, after: WelcomeArm | None, arm_rows: int) -> list[WelcomeArm]:
+    """So many arms by their experiments and names, after that one; 1 to 1000 at once."""
+    arguments = {
+        "after_experiment": after and after.experiment,
+        "after_arm": after and after.arm,
+        "arm_rows": arm_rows,
+    }
+    return [WelcomeArm(**row) for row in await _call(database, LIST_ARMS, arguments)]
+
+
+async def set_arm(
+    database: Supabase,
+    experiment: str,
+    arm: str,
+    *,
+    weight: int,
+    amount_micros: int,
+    days: int | None,
+    actor: str,
+    request_id: str,
+) -> bool:
+    """Has an arm be so for who comes from now on; whether its experiment is the one that runs. Repeatable.
+
+    Raises:
+        ArmInvalid: names or figures that make no arm.
+    """
+    arguments = {
+        "experiment": experiment,
+        "arm": arm,
+        "weight": weight,
+        "amount_micros": amount_micros,
+        "days": days,
+        "actor": actor,
+        "request_id": request_id,
+    }
+    return bool(await _call(database, SET_ARM, arguments))
+
+
+async def list_domains(database: Supabase, *, after_domain: str | None, domain_rows: int) -> list[str]:
+    """So many domains of throw-away mail by their names, after that one; 1 to 1000 at once."""
+    return list(await _call(database, LIST_DOMAINS, {"after_domain": after_domain, "domain_rows": domain_rows}))
+
+
+async def set_domain(database: Supabase, domain: str, *, is_disposable: bool, actor: str, request_id: str) -> bool:
+    """Has mail there count as throw-away, or not, for who comes from now on; whether that is new. Repeatable.
+
+    Raises:
+        DomainInvalid: it is none.
+    """
+    arguments = {"domain": domain, "is_disposable": is_disposable, "actor": actor, "request_id": request_id}
+    return bool(await _call(database, SET_DOMAIN, arguments))
 
 
 async def list_offers(database: Supabase, *, after_code: str | None, offer_rows: int) -> list[WelcomeOffer]:

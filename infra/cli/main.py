@@ -20,11 +20,13 @@ from rich.console import Console
 
 from functions.kit.settings import base_url
 from functions.provisioning.store import OldUsers
+from infra.cli import arms as arms_commands
 from infra.cli import backfill as backfill_command
 from infra.cli import connect as connect_command
 from infra.cli import demo as demo_command
 from infra.cli import dev as dev_command
 from infra.cli import doctor as doctor_command
+from infra.cli import domains as domains_commands
 from infra.cli import environment as environment_command
 from infra.cli import faults as faults_commands
 from infra.cli import ledger as ledger_commands
@@ -56,6 +58,8 @@ app.add_typer(report_commands.app)
 app.add_typer(review_commands.app)
 app.add_typer(plans_commands.app)
 app.add_typer(offers_commands.app)
+app.add_typer(arms_commands.app)
+app.add_typer(domains_commands.app)
 app.add_typer(ledger_commands.app)
 console = Console()
 
@@ -352,6 +356,8 @@ for _commands_of in (
     review_commands.app,
     plans_commands.app,
     offers_commands.app,
+    arms_commands.app,
+    domains_commands.app,
     ledger_commands.app,
 ):
     _flowing(_commands_of)

@@ -112,6 +112,8 @@ class Call:
         "offer_invalid",
         "offer_not_found",
         "unknown_plan",
+        "arm_invalid",
+        "domain_invalid",
         "null",
         "true",
         "there",
@@ -136,6 +138,8 @@ REFUSALS = {
     "offer_invalid": 422,
     "offer_not_found": 404,
     "unknown_plan": 404,
+    "arm_invalid": 422,
+    "domain_invalid": 422,
 }
 
 _CALLS = {
@@ -172,6 +176,10 @@ _CALLS = {
     "end_welcome_offer": Call(("no-code", "door", "door"), "offer_not_found"),
     "list_plans": Call((None, 0), "page_out_of_range"),
     "set_plan": Call(("nothing", False, ["name"], ["door"], "door", "door"), "unknown_plan"),
+    "list_welcome_arms": Call((None, None, 0), "page_out_of_range"),
+    "set_welcome_arm": Call(("door", "door", -1, 0, None, "door", "door"), "arm_invalid"),
+    "list_disposable_domains": Call((None, 0), "page_out_of_range"),
+    "set_disposable_domain": Call(("door", True, "door", "door"), "domain_invalid"),
     "list_reviews": Call((None, 0), "page_out_of_range"),
     "release_welcome": Call((NOBODY, "door", "door"), "review_not_found"),
     "claw_back_welcome": Call((NOBODY, "door", "door", "door"), "review_not_found"),
