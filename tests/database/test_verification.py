@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections import Counter
 from decimal import Decimal
 
 import psycopg
@@ -235,6 +236,28 @@ async def test_pages_follow_each_other_and_everybody_is_verified_once(credit_doo
         assert len(found) == len({row["user_id"] for row in found}) == 5
     read = [page async for page in pages(credit_doors.database, 2)]
     assert [(page["users"], page["all_users"]) for page in read if "users" in page] == [(2, 5), (2, None), (1, None)]
+
+
+INVENTED = """
+insert into doorkey.credit_holds select (i.h).* from (
+  select jsonb_populate_record(h, jsonb_build_object(
+           'id', gen_random_uuid(), 'user_id', u.id, 'idempotency_key', k.key)) as h
+    from doorkey.credit_holds as h
+   cross join (select gen_random_uuid() as id from generate_series(1, 3)) as u
+   cross join unnest(array['a', 'b', 'c']) as k (key)
+   where h.state = 'settled') as i
+"""
+
+
+@pytest.mark.usefixtures("user_id")
+async def test_every_receipt_is_verified_once_though_users_have_keys_alike(credit_doors: Credits) -> None:
+    await corrupt(credit_doors.database, INVENTED)
+    holds = await credit_doors.database.value("select count(*) from doorkey.credit_holds")
+    for rows in (1, 2, 4, holds):
+        read = [page async for page in pages(credit_doors.database, 100, rows) if "receipts" in page]
+        assert sum(page["receipts"] for page in read) == holds
+        found = Counter(row["user_id"] for page in read for row in page["differences"])
+        assert list(found.values()) == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
