@@ -4069,6 +4069,7 @@ create or replace function doorkey.drift_report (
   stable
   security definer
   set search_path to ''
+  set enable_seqscan to 'off'
   AS $function$
 declare
   v_from constant timestamptz := p_day::timestamp at time zone 'utc';

@@ -74,12 +74,13 @@ $$;
 revoke all on function doorkey.cause_of(text, timestamptz, numeric, numeric)
   from public, anon, authenticated, service_role;
 
--- The keys about which anything is known on this day, page by page.
+-- The keys about which anything is known on this day, page by page. Never by whole tables, whatever statistics say: where
+-- they are of a time when one key had all the receipts, all would be read again for each key.
 create or replace function doorkey.drift_report(p_day date, p_after_key text, p_rows integer)
 returns table (
   key_hash text, user_id uuid, ledger_micros numeric, receipts_micros numeric, openrouter_micros numeric,
   byok_micros numeric, difference_micros numeric, cause text)
-language plpgsql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = '' set enable_seqscan = off
 as $$
 declare
   v_from constant timestamptz := p_day::timestamp at time zone 'utc';

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.databases import Database
-from tests.support.explained import explain, nodes_of, rows_read
+from tests.support.explained import Node, explain, nodes_of, rows_read
 
 USERS = 700
 PAGE = 500
@@ -43,6 +43,28 @@ select gen_random_uuid(), 'starter', now(), now() + interval '720 h' from genera
 """
 
 
+# Everybody calls four times on each day but one: on that few do, and of others OpenRouter billed something.
+DAY = "2026-03-04"
+CALLERS = """
+create table public.made as
+select n, gen_random_uuid() as id, encode(sha256(n::text::bytea), 'hex') as key_hash
+  from generate_series(1, %(users)s) as n;
+insert into public.credit_accounts (user_id, plan_id) select id, 'trial' from made;
+insert into public.openrouter_user_keys (key_hash, user_id, key_name, attempt) select key_hash, id, 'k', 1 from made
+"""
+CALLS = """
+insert into doorkey.credit_holds
+  (user_id, key_hash, amount_micros, held_micros, state, idempotency_key, available_after_micros, cost_micros,
+   price_micros, charged_micros, owed_micros, created_at, expires_at, closed_at, settled_at)
+select id, key_hash, 9, 0, 'settled', 'call of ' || at, 0, 9, 9, 9, 0, at, at + interval '1 h', at, at
+  from made cross join generate_series('2026-03-01 00:00Z'::timestamptz, '2026-03-07 00:00Z', '6 h') as at
+ where (n <= 5 or (at at time zone 'utc')::date <> '2026-03-04') and """
+BILLED = """
+insert into doorkey.key_usage_days (key_hash, day, reported_micros)
+select key_hash, '2026-03-04', 1 from made where n between 4 and 8
+"""
+
+
 @pytest.mark.parametrize("door", ["renew_periods", "expire_lots"])
 @pytest.mark.parametrize("has_statistics", [False, True])
 async def test_the_trigger_reads_one_account_for_each_posting_whatever_the_ledger_holds(
@@ -71,6 +93,31 @@ async def test_a_sweep_that_renews_nobody_does_not_walk_the_crowd(database: Data
     assert any(node.get("Relation Name") == "credit_accounts" for node in nodes_of(plans))
     # There are four plans, and five whose period goes on.
     assert max(rows_read(node) for node in nodes_of(plans)) <= 5
+
+
+@pytest.mark.parametrize("statistics", ["none", "of before", "of one key", "of now"])
+async def test_a_page_of_the_drift_report_reads_holds_key_by_key(database: Database, statistics: str) -> None:
+    await make(database, CALLERS)
+    for moment, comes in (
+        ("of before", f"{CALLS} n = 1"),
+        ("of one key", f"{CALLS} n > 1"),
+        ("of now", BILLED),
+    ):
+        if statistics == moment:
+            await database.run("analyze")
+        await make(database, comes)
+    keys, plans = await explain(database, "select key_hash from public.report_drift(%s, null, 100)", (DAY,))
+    assert len(keys) == 8
+    scans = [node for node in nodes_of(plans) if scans_holds(node)]
+    assert scans
+    assert [node for node in scans if "key_hash = " not in node.get("Index Cond", "")] == []
+
+
+def scans_holds(node: Node) -> bool:
+    """A whole table has no condition of an index, and a heap that a bitmap leads to stands above one that has."""
+    if node["Node Type"] == "Bitmap Heap Scan":
+        return False
+    return node.get("Relation Name") == "credit_holds" or node.get("Index Name", "").startswith("credit_holds_")
 
 
 async def make(database: Database, statements: str) -> None:
