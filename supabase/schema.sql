@@ -3308,20 +3308,24 @@ declare
   c_near_days constant integer := 7;
   -- Longer than a period.
   c_far_days constant integer := 35;
-  v_days integer := c_near_days;
+  -- Of the day of the reading, of the one before, and so on.
+  v_gaps numeric[];
   -- What one cost may be.
   c_most constant numeric := 1000000000000;
   v_last constant date := (p_read_at at time zone 'utc')::date;
 begin
   -- A key with calls in flight all the time may wait longer for what it used besides: where these days can't have been
   -- all, those before are looked at, too.
-  if (select sum(greatest(doorkey.day_difference(p_key_hash, v_last - n.days), 0))
-        from generate_series(0, c_near_days) as n (days)) < p_cost_micros - doorkey.usage_tolerance() then
-    v_days := c_far_days;
+  v_gaps := array(select doorkey.day_difference(p_key_hash, v_last - n.days)
+                    from generate_series(0, c_near_days) as n (days) order by n.days);
+  if (select sum(greatest(g.micros, 0)) from unnest(v_gaps) as g (micros))
+     < p_cost_micros - doorkey.usage_tolerance() then
+    v_gaps := v_gaps || array(select doorkey.day_difference(p_key_hash, v_last - n.days)
+                                from generate_series(c_near_days + 1, c_far_days) as n (days) order by n.days);
   end if;
   for v_gap in
-    select g.day, case when g.day = v_last then null else doorkey.day_difference(p_key_hash, g.day) end as micros
-      from (select v_last - n.days as day from generate_series(0, v_days) as n (days)) as g order by g.day
+    select v_last - g.days::integer + 1 as day, case when g.days > 1 then g.micros end as micros
+      from unnest(v_gaps) with ordinality as g (micros, days) order by g.days desc
   loop
     continue when v_gap.micros <= 0;
     -- What no earlier day has a gap for is of the day of the reading.
