@@ -10,7 +10,9 @@ import re
 
 import psycopg
 import pytest
+from psycopg.sql import Identifier
 
+from infra.cli.key_deletion import NOTE
 from infra.cli.uninstall import UNINSTALL, uninstall_from
 from infra.local.migrations import migrate
 from infra.local.stack import CHECKOUT
@@ -330,3 +332,28 @@ def test_the_names_are_those_that_the_installation_claims() -> None:
     dropped = names(uninstalling.split("c_doors constant")[1].split("c_kept_tables")[0])
     indexes = {name for name in claimed if name.startswith(("credit_", "openrouter_"))} - dropped
     assert claimed - indexes == dropped
+
+
+async def test_what_a_deleted_key_was_charged_is_not_its_successors_after_another_installation(
+    database: Database,
+) -> None:
+    doors = Doors(database)
+    user_id = await database.insert_user()
+    await doors.make_ready(user_id)
+    await Credits(database).settle((await Credits(database).reserve(user_id, 1_000_000))["hold_id"], 750_000)
+    # As --delete-keys notes it.
+    async with database.connect("postgres") as owner:
+        (key,) = await doors.keys(user_id)
+        await owner.execute(NOTE.format(Identifier("public", "openrouter_user_keys")), (key["key_hash"],))
+    await uninstall(database, keeps_ledger=True)
+    await database.migrate()
+    async with database.acting_as("service_role") as service:
+        await service.execute("select public.backfill_users(null, null, null, null, 100, 100, 'r')")
+    claim = await doors.claimed(user_id)
+    assert claim["limit_micros"] == 4_250_000
+    await doors.finish(claim, "another one")
+    assert {key["key_name"]: key["cost_micros"] for key in await doors.keys(user_id)} == {
+        f"{user_id}-1": 750_000,
+        "another one": 0,
+    }
+    assert await Credits(database).limit(user_id) == 4_250_000

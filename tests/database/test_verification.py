@@ -158,6 +158,11 @@ CORRUPTIONS = {
         "update public.credit_accounts set key_cost_micros = key_cost_micros + 0.25",
         {"cost of the keys"},
     ),
+    # What the account counted is of no key then, and no limit knows of it.
+    "which key is in use": (
+        "update doorkey.provisioning set key_hash = null, state = 'due'",
+        {"cost of the keys"},
+    ),
     "cost without a receipt": (
         "update doorkey.unheld_costs set cost_micros = cost_micros + 0.25",
         {"cost of the keys", "unseen", "remainder"},
