@@ -58,6 +58,12 @@ begin
      and (c.relnamespace = 'doorkey'::regnamespace
           or (not v_is_archive and c.relnamespace = 'public'::regnamespace and c.relname = any (c_public_tables)));
   execute 'lock table ' || v_names || ' in access exclusive mode';
+  -- Which key is in use is said nowhere from here on: what accounts have counted for theirs becomes the keys' own.
+  if v_keeps_ledger and not v_is_archive then
+    update public.openrouter_user_keys as k set charged_cost_micros = c.cost_micros
+      from doorkey.key_costs as c where c.key_hash = k.key_hash and c.cost_micros <> k.charged_cost_micros;
+    update public.credit_accounts set key_cost_micros = 0 where key_cost_micros > 0;
+  end if;
   for v_names in
     select p.oid::regprocedure::text from pg_catalog.pg_proc as p
      where p.pronamespace = 'doorkey'::regnamespace and p.prorettype = 'trigger'::regtype order by 1

@@ -33,7 +33,7 @@ create table if not exists public.openrouter_user_keys (
   -- another matter, and no reason to forget them.
   is_doubtful boolean not null default false,
   deleted_at timestamptz,
-  -- One check and not four: each call writes what was charged to its key. (Of what is null, the least takes no notice.)
+  -- (Of what is null, the least takes no notice.)
   constraint figures_are_possible check (
     least(limit_micros, reported_usage_micros, attempt - 1, length(key_name) - 1, 200 - length(key_name)) >= 0),
   check ((status = 'deleted') = (deleted_at is not null))

@@ -739,7 +739,7 @@ declare
   v_id bigint;
   v_taken bigint := 0;
 begin
-  if p_reason is null or length(btrim(p_reason)) not between 1 and 500 then
+  if p_reason is null or btrim(p_reason) = '' or length(p_reason) > 500 then
     raise sqlstate 'PT422' using message = 'reason_invalid', hint = 'Say why in 1 to 500 characters.';
   end if;
   v_review := doorkey.lock_welcome(p_user_id);

@@ -25,7 +25,7 @@ as $$
     from unnest(p_user_ids) as u (id)
    cross join lateral (select * from public.credit_accounts as b where b.user_id = u.id limit 1) as a
    cross join lateral (
-     select a.key_cost_micros + sum(k.charged_cost_micros) as charged_cost, sum(doorkey.held_through(k.key_hash)) as held,
+     select sum(doorkey.cost_of_key(k.key_hash)) as charged_cost, sum(doorkey.held_through(k.key_hash)) as held,
             sum(g.unseen_micros) as unseen, sum(n.cost) as unheld_cost, sum(n.price) as unheld_price
        from public.openrouter_user_keys as k
        left join lateral (select * from doorkey.key_usage as x where x.key_hash = k.key_hash limit 1) as g on true

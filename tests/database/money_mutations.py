@@ -147,7 +147,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a key is not charged its calls",
-        ("a key is charged what its calls cost",),
+        ("a key is charged what its calls cost", "what OpenRouter has is charged"),
         (Piece("apply_transaction", "c.key_cost_micros + new.key_cost_micros", "c.key_cost_micros"),),
     ),
     Mutation(
