@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from functions.clients.access import AccessLadder
 from functions.clients.supabase import DatabaseRefused, Rpc, SupabaseAnswerLost
@@ -155,7 +156,7 @@ MUTATIONS = (
     Mutation(
         "a ban is ignored",
         ("limited and switched as said",),
-        (InSql("doorkey.desired_key", "bool_and(u.banned_until is null or u.banned_until <= now())", "true"),),
+        (InSql("doorkey.desired_key", "u.banned_until is null or u.banned_until <= now(),", "true,"),),
     ),
     Mutation(
         "half the ledger counts",
@@ -204,7 +205,8 @@ async def apply_in_sql(name: str | None, database: psycopg.AsyncConnection[Any])
         MutationMisses: the text isn't there.
     """
     for change in BY_NAME[name].in_sql if name is not None else ():
-        cursor = await database.execute("select pg_get_functiondef(%s::regproc)", (change.function,))
+        cursor = database.cursor(row_factory=tuple_row)
+        await cursor.execute("select pg_get_functiondef(%s::regproc)", (change.function,))
         row = await cursor.fetchone()
         text = str(row[0]) if row else ""
         if text.count(change.old) != 1:
