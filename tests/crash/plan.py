@@ -229,7 +229,7 @@ PARTS = (
 # Parts that end in no kill, but in what is hard to meet by chance.
 UNHURT = (
     # Their worker comes back while somebody else is at it, who is slow; all by their own doors.
-    Part("late own key", (), {**_first(_POST, _LATE_AFTER), (_POST, 1): (_SLOW,)}, is_calm=True, is_own=True),
+    *[Part("late own key", (), {**_first(_POST, _LATE_AFTER), (_POST, 1): (_SLOW,)}, is_calm=True, is_own=True)] * 3,
     Part("own calls", (), is_own=True),
     # All three answers to "register this key" are lost: nobody knows, so the key must stay.
     Part("unfinished", (), _first(_FINISH, Hit(Kind.LOSE_ANSWER, AFTER), times=3), is_calm=True),
