@@ -3681,7 +3681,7 @@ declare
   v_taken bigint := 0;
 begin
   if p_reason is null or btrim(p_reason) = '' or length(p_reason) > 500 then
-    raise sqlstate 'PT422' using message = 'reason_invalid', hint = 'Say why in 1 to 500 characters.';
+    raise sqlstate 'PT422' using message = 'posting_invalid', hint = 'Say why in 1 to 500 characters.';
   end if;
   v_review := doorkey.lock_welcome(p_user_id);
   if v_review in ('refused', 'clawed_back') then

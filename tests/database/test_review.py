@@ -289,7 +289,7 @@ async def test_a_welcome_that_was_given_at_once_cannot_be_released(database: Dat
     with refused("PT404", "review_not_found"):
         await release(database, uuid.uuid4())
     for reason in (None, "", "   ", "x" * 501, "x" * 500 + " "):
-        with refused("PT422", "reason_invalid"):
+        with refused("PT422", "posting_invalid"):
             await claw_back(database, held, reason)
 
 
