@@ -39,8 +39,9 @@ async def person(stack: Stack) -> Person:
     await database_of(stack).run(
         """insert into public.credit_transactions
              (user_id, type, amount_micros, system_account, idempotency_key, reason, actor, provider, model, created_at)
-           select %s, (array['usage', 'refund', 'purchase', 'bonus'])[1 + n %% 4], 0, 'spent', 'many:' || %s || n,
-                  case when n %% 10 = 0 then '=1+1' else 'A call' end, 'tests', 'a provider', '@SUM(A1)',
+           select %s, (array['usage', 'refund', 'purchase', 'bonus']::doorkey.transaction_type[])[1 + n %% 4], 0,
+                  'spent', 'many:' || %s || n, case when n %% 10 = 0 then '=1+1' else 'A call' end, 'tests',
+                  'a provider', '@SUM(A1)',
                   timestamptz '2026-01-01' + (n / 3) * interval '1 hour'
              from generate_series(1, %s) as n""",
         (somebody.user_id, str(somebody.user_id), MANY),
