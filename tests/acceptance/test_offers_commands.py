@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 import uuid
 from collections.abc import AsyncIterator
 
 import pytest
 
-from infra.local.stack import CHECKOUT, Stack
+from infra.local.stack import Stack
+from tests.support.commands import run_doorkey
 from tests.support.people import database_of
 
 
 async def offers(stack: Stack, *words: str) -> tuple[int, str]:
     """The command's exit code and all that it printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "infra.cli.main",
-        "offers",
-        *words,
-        cwd=CHECKOUT,
-        env={"PATH": os.environ["PATH"], "COLUMNS": "200", **stack.functions_environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    printed, _ = await process.communicate()
-    return process.returncode or 0, printed.decode()
+    return await run_doorkey(stack, "offers", *words)
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 import uuid
 from collections.abc import AsyncIterator
 
@@ -13,25 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from infra.cli.main import app
-from infra.local.stack import CHECKOUT, Stack
+from infra.local.stack import Stack
+from tests.support.commands import run_doorkey
 from tests.support.people import database_of
 
 
 async def plans(stack: Stack, *words: str) -> tuple[int, str]:
     """The command's exit code and all that it printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "infra.cli.main",
-        "plans",
-        *words,
-        cwd=CHECKOUT,
-        env={"PATH": os.environ["PATH"], "COLUMNS": "200", **stack.functions_environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    printed, _ = await process.communicate()
-    return process.returncode or 0, printed.decode()
+    return await run_doorkey(stack, "plans", *words)
 
 
 @pytest.fixture

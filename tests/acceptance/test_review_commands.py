@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 import uuid
 from collections.abc import AsyncIterator
 
@@ -16,26 +13,15 @@ from functions import sweep
 from functions.clients.outside import build_clients
 from functions.kit.settings import Settings
 from functions.offers.reviews import read_reviews
-from infra.local.stack import CHECKOUT, Stack
+from infra.local.stack import Stack
+from tests.support.commands import run_doorkey
 from tests.support.people import Person, database_of, insert_person, until_state
 from tests.support.scenes import Scene
 
 
 async def review(stack: Stack, *words: str) -> tuple[int, str]:
     """The command's exit code and all that it printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "infra.cli.main",
-        "review",
-        *words,
-        cwd=CHECKOUT,
-        env={"PATH": os.environ["PATH"], "COLUMNS": "200", **stack.functions_environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    printed, _ = await process.communicate()
-    return process.returncode or 0, printed.decode()
+    return await run_doorkey(stack, "review", *words)
 
 
 @pytest.fixture

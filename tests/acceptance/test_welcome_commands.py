@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import sys
 import uuid
 
 import pytest
 from typer.testing import CliRunner
 
 from infra.cli.main import app
-from infra.local.stack import CHECKOUT, Stack
+from infra.local.stack import Stack
+from tests.support.commands import run_doorkey
 from tests.support.people import database_of
-
-
-async def doorkey(stack: Stack, *words: str) -> tuple[int, str]:
-    """The command's exit code and all that it printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "infra.cli.main",
-        *words,
-        cwd=CHECKOUT,
-        env={"PATH": os.environ["PATH"], "COLUMNS": "200", **stack.functions_environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    printed, _ = await process.communicate()
-    return process.returncode or 0, printed.decode()
 
 
 async def test_an_arm_is_set_and_shown_in_plain_sentences(stack: Stack) -> None:
     experiment = f"e{uuid.uuid4().hex}"
     try:
         words = ("arms", "set", experiment, "[large]", "--dollars", "8.50", "--weight", "2")
-        done, printed = await doorkey(stack, *words, "--days", "30")
+        done, printed = await run_doorkey(stack, *words, "--days", "30")
         assert done == 0, printed
         assert f"Who comes to [large] of {experiment} gets $8.50 for 30 days (weight 2)." in printed
         assert "-> update doorkey.settings set welcome_experiment" in printed
-        done, printed = await doorkey(stack, "arms", "list")
+        done, printed = await run_doorkey(stack, "arms", "list")
         (line,) = [line for line in printed.splitlines() if experiment in line]
         assert (done, line.split()) == (0, [experiment, "[large]", "2", "$8.50", "30", "-"])
-        _, printed = await doorkey(stack, "arms", "list", "--json")
+        _, printed = await run_doorkey(stack, "arms", "list", "--json")
         (shown,) = [arm for arm in json.loads(printed) if arm["experiment"] == experiment]
         assert (shown["amount_micros"], shown["weight"], shown["days"]) == (8_500_000, 2, 30)
     finally:
@@ -57,11 +39,11 @@ async def test_a_domain_is_added_shown_and_removed_in_plain_sentences(stack: Sta
         ("add", f"Mail at {domain} counts as throw-away, as it did before.", True),
         ("remove", f"Mail at {domain} counts as any other, from now on.", False),
     ):
-        done, printed = await doorkey(stack, "domains", command, domain.upper())
+        done, printed = await run_doorkey(stack, "domains", command, domain.upper())
         assert (done, sentence in printed) == (0, True), printed
-        done, printed = await doorkey(stack, "domains", "list")
+        done, printed = await run_doorkey(stack, "domains", "list")
         assert (done, domain in printed.splitlines()) == (0, is_listed), printed
-        _, printed = await doorkey(stack, "domains", "list", "--json")
+        _, printed = await run_doorkey(stack, "domains", "list", "--json")
         assert (domain in json.loads(printed)) == is_listed
 
 
